@@ -1,0 +1,46 @@
+#include "cpu.hpp"
+
+#include <stdexcept>
+#include <string>
+
+namespace dither {
+
+Isa best_isa() {
+#ifdef DITHER_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        return Isa::avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+    return Isa::scalar;
+}
+
+Isa parse_isa(const char* name) {
+    const Isa best = best_isa();
+    const std::string wanted = name;
+    if (wanted.empty()) return best;
+    for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+        if (wanted != name_of(isa)) continue;
+        if (isa > best) throw std::invalid_argument("DITHER_ISA=" + wanted + ": this processor has only " + name_of(best));
+        return isa;
+    }
+    throw std::invalid_argument("DITHER_ISA=" + wanted + ": must be scalar, avx2 or avx512");
+}
+
+const char* name_of(Isa isa) {
+    switch (isa) {
+        case Isa::avx512: return "avx512";
+        case Isa::avx2: return "avx2";
+        default: return "scalar";
+    }
+}
+
+bool has_avx512_bf16() {
+#ifdef DITHER_X86
+    return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+}  // namespace dither

@@ -1,0 +1,31 @@
+// values[o, i] = scale[o, g] (code[o, i] - zero[o, g]), g = i / group, from packed rows (packing.hpp) to float32 or bfloat16. One
+// rounding for the product and, for bfloat16, one more: the arithmetic of the torch reference.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu.hpp"
+
+namespace dither {
+
+struct DequantizeProblem {
+    int64_t rows, columns, group, groups;  // O, I, g, G = ceil(I / g)
+    int bits;
+    const uint8_t* packed;  // [O, packed_stride(I, bits)]
+    const float* scale;     // [O, G]
+    const float* zero;      // [O, G]
+    void* values;           // [O, I]
+    bool bfloat16;
+};
+
+using DequantizeRow = void (*)(const DequantizeProblem&, int64_t row);
+
+DequantizeRow dequantize_row_scalar();
+#ifdef DITHER_X86
+DequantizeRow dequantize_row_avx2();
+DequantizeRow dequantize_row_avx512();
+#endif
+
+void dequantize(const DequantizeProblem&, Isa isa, int threads);
+
+}  // namespace dither

@@ -1,0 +1,67 @@
+// One row of dequantize.hpp, written once for every vector type. Codes [c, c + L) of a row start at a whole byte when L b is a multiple
+// of 8; `Unpack<V>` turns the bytes there into L floats. Groups that are no multiple of L, and the last columns, go one by one.
+#pragma once
+
+#include <cstring>
+
+#include "dequantize.hpp"
+#include "packing.hpp"
+
+namespace {
+
+inline uint16_t to_bfloat16(float x) {  // half to even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (x != x) return 0x7fc0;
+    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline void put(void* row, int64_t i, float x, bool bfloat16) {
+    if (bfloat16)
+        static_cast<uint16_t*>(row)[i] = to_bfloat16(x);
+    else
+        static_cast<float*>(row)[i] = x;
+}
+
+inline float code_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits) {
+    const int64_t bit = i * bits;
+    const uint8_t* p = row + bit / 8;
+    const unsigned two = p[0] | (p + 1 < end ? p[1] << 8 : 0);
+    return static_cast<float>((two >> bit % 8) & ((1u << bits) - 1));
+}
+
+template <class Unpack>
+void dequantize_row(const dither::DequantizeProblem& p, int64_t row) {
+    constexpr int L = Unpack::lanes;
+    const int64_t stride = dither::packed_stride(p.columns, p.bits);
+    const uint8_t* const from = p.packed + row * stride;
+    const uint8_t* const end = p.packed + p.rows * stride;
+    char* const to = static_cast<char*>(p.values) + row * p.columns * (p.bfloat16 ? 2 : 4);
+    const Unpack unpack(p.bits);
+    const int64_t step = L * p.bits / 8;
+
+    for (int64_t g = 0; g < p.groups; ++g) {
+        const float scale = p.scale[row * p.groups + g], zero = p.zero[row * p.groups + g];
+        const int64_t first = g * p.group, last = first + p.group < p.columns ? first + p.group : p.columns;
+        int64_t i = first;
+        if (first % L == 0) {
+            const uint8_t* bytes = from + first / L * step;
+            for (; i + L <= last; i += L, bytes += step) {
+                uint8_t tail[Unpack::reach];
+                const uint8_t* source = bytes;
+                if (end - bytes < Unpack::reach) {  // never read past the last row
+                    std::memset(tail, 0, sizeof tail);
+                    std::memcpy(tail, bytes, end - bytes);
+                    source = tail;
+                }
+                if (p.bfloat16)
+                    unpack.store_bfloat16(source, scale, zero, reinterpret_cast<uint16_t*>(to) + i);
+                else
+                    unpack.store_float32(source, scale, zero, reinterpret_cast<float*>(to) + i);
+            }
+        }
+        for (; i < last; ++i) put(to, i, scale * (code_at(from, end, i, p.bits) - zero), p.bfloat16);
+    }
+}
+
+}  // namespace

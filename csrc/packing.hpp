@@ -1,0 +1,14 @@
+// LSB-first bit streams: code k of a row occupies bits [k b, (k + 1) b) of the row's bytes, 1 <= b <= 8. Row strides are padded to
+// four bytes with zero bits.
+#pragma once
+
+#include <cstdint>
+
+namespace dither {
+
+inline int64_t packed_stride(int64_t columns, int bits) { return (columns * bits + 31) / 32 * 4; }
+
+void pack_rows(const uint8_t* codes, int64_t rows, int64_t columns, int bits, uint8_t* packed, int threads);
+void unpack_rows(const uint8_t* packed, int64_t rows, int64_t columns, int bits, uint8_t* codes, int threads);
+
+}  // namespace dither

@@ -1,0 +1,66 @@
+// AVX2 + FMA: 8 floats or 4 doubles. Include only in files compiled with these instructions.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct F32 {
+    using Real = float;
+    static constexpr int lanes = 8;
+    static constexpr int panel = 6;  // 2 x 6 accumulators of 16 registers
+    __m256 v;
+
+    static F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static F32 set1(float x) { return {_mm256_set1_ps(x)}; }
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+    friend F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+    friend F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+    friend F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+    friend F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+    static F32 fnmadd(F32 a, F32 b, F32 c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b, one rounding
+    static F32 fmadd(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+    static F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+    static F32 clamp(F32 a, F32 lo, F32 hi) { return {_mm256_min_ps(_mm256_max_ps(a.v, lo.v), hi.v)}; }
+    static F32 add_where_ge(F32 sum, F32 a, F32 edge) {
+        return {_mm256_add_ps(sum.v, _mm256_and_ps(_mm256_cmp_ps(a.v, edge.v, _CMP_GE_OQ), _mm256_set1_ps(1.0f)))};
+    }
+    void store_codes(uint8_t* p) const {
+        const __m256i i32 = _mm256_cvtps_epi32(v);
+        const __m128i i16 = _mm_packs_epi32(_mm256_castsi256_si128(i32), _mm256_extracti128_si256(i32, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(i16, i16));
+    }
+};
+
+struct F64 {
+    using Real = double;
+    static constexpr int lanes = 4;
+    static constexpr int panel = 6;
+    __m256d v;
+
+    static F64 load(const double* p) { return {_mm256_loadu_pd(p)}; }
+    static F64 set1(double x) { return {_mm256_set1_pd(x)}; }
+    void store(double* p) const { _mm256_storeu_pd(p, v); }
+    friend F64 operator+(F64 a, F64 b) { return {_mm256_add_pd(a.v, b.v)}; }
+    friend F64 operator-(F64 a, F64 b) { return {_mm256_sub_pd(a.v, b.v)}; }
+    friend F64 operator*(F64 a, F64 b) { return {_mm256_mul_pd(a.v, b.v)}; }
+    friend F64 operator/(F64 a, F64 b) { return {_mm256_div_pd(a.v, b.v)}; }
+    static F64 fnmadd(F64 a, F64 b, F64 c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
+    static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+    static F64 round(F64 a) { return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+    static F64 clamp(F64 a, F64 lo, F64 hi) { return {_mm256_min_pd(_mm256_max_pd(a.v, lo.v), hi.v)}; }
+    static F64 add_where_ge(F64 sum, F64 a, F64 edge) {
+        return {_mm256_add_pd(sum.v, _mm256_and_pd(_mm256_cmp_pd(a.v, edge.v, _CMP_GE_OQ), _mm256_set1_pd(1.0)))};
+    }
+    void store_codes(uint8_t* p) const {
+        const __m128i i32 = _mm256_cvtpd_epi32(v);
+        const __m128i i16 = _mm_packs_epi32(i32, i32);
+        const int four = _mm_cvtsi128_si32(_mm_packus_epi16(i16, i16));
+        std::memcpy(p, &four, 4);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,86 @@
+"""From units to a model: put quantized modules in place of float ones, and fill in the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dither import models
+from dither.errors import CheckpointError
+from dither.formats import QTensor, Scheme
+from dither.quant.linear import QuantEmbedding, QuantLinear, QuantWeight, as_stored, attach
+from dither.quant.unit import Unit
+
+
+def install(model: nn.Module, replaced: Mapping[str, Mapping[str, Any]], *, device: str = "meta") -> None:
+    """Exchange modules (or parameters) of a float model for quantized ones without values, as ``replaced`` says (see `Unit`).
+
+    Raises CheckpointError where the model has no such layer, or one of another shape.
+    """
+    for name, entry in replaced.items():
+        path, _, leaf = name.rpartition(".")
+        scheme, flat = Scheme.from_json(entry["scheme"]), tuple(entry["shape"])
+        try:
+            module = model.get_submodule(path)
+            parameter = getattr(module, leaf)
+        except AttributeError:
+            raise CheckpointError(f"{name}: is in the checkpoint, but not in the model") from None
+        stored = tuple(parameter.shape)
+        if stored != tuple(entry["storage"]):
+            raise CheckpointError(f"{name}: is {entry['storage']} in the checkpoint, but {list(stored)} in the model")
+        tensors = QTensor.empty(scheme, flat, device=device).tensors()
+        if entry["kind"] == "parameter":
+            attach(module, leaf, QuantWeight(scheme, flat, tensors), stored, swapped=entry["swapped"])
+            continue
+        owner_path, _, own = path.rpartition(".")
+        if isinstance(module, nn.Embedding):
+            new: nn.Module = QuantEmbedding(scheme, flat[0], flat[1], module.padding_idx, tensors, module.weight.dtype)
+        else:
+            bias = getattr(module, "bias", None)
+            new = QuantLinear(scheme, flat[1], flat[0], None if bias is None else bias.detach(), tensors)
+        setattr(model.get_submodule(owner_path), own, new)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Assign ``tensors`` to the model's parameters and buffers of the same names. Raises CheckpointError for names it lacks."""
+    _, unexpected = model.load_state_dict(dict(tensors), strict=False, assign=True)
+    if unexpected:
+        raise CheckpointError(
+            f"{unexpected[0]}: is in the checkpoint, but not in the model ({len(unexpected)} such tensors)"
+        )
+
+
+def assemble(source: models.Source, units: Sequence[Unit]) -> nn.Module:
+    """The quantized model, in memory."""
+    model = source.skeleton()
+    for unit in units:
+        install(model, unit.replaced)
+    for unit in units:
+        fill(model, unit.tensors)
+    tie = getattr(model, "tie_weights", None)
+    if callable(tie) and source.tied:
+        tie()
+    return model.eval()
+
+
+def restore(module: nn.Module, unit: Unit, prefix: str) -> None:
+    """Write a finished unit's values, decoded, into a float module of the same block."""
+    cut = len(prefix) + 1 if prefix else 0
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    held: dict[str, dict[str, Tensor]] = {}
+    prefixes = {entry["prefix"]: name for name, entry in unit.replaced.items()}
+    for name, tensor in unit.tensors.items():
+        owner, _, key = name.rpartition(".")
+        if name[cut:] in own:
+            own[name[cut:]].data.copy_(tensor)
+        else:
+            held.setdefault(prefixes[owner], {})[key] = tensor
+    for name, tensors in held.items():
+        entry = unit.replaced[name]
+        qtensor = QTensor.from_tensors(tensors, Scheme.from_json(entry["scheme"]), tuple(entry["shape"]))
+        own[name[cut:]].data.copy_(
+            as_stored(qtensor.dequantize(torch.float32), entry["storage"], swapped=entry["swapped"])
+        )

@@ -1,0 +1,38 @@
+"""Finds the chain of repeated blocks by which a model can be streamed, from its module tree alone (no weight is read)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def block_chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """Names and modules of the blocks, in order; None where the model is not one chain.
+
+    A chain is a list of modules of one class that holds most of the parameters outside of embeddings and head, and is not
+    inside another such list. Encoder-decoder models and pyramids have several: those are handled whole.
+    """
+    lists: list[tuple[str, list[tuple[str, nn.Module]]]] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or any(name.startswith(n + ".") for n, _ in lists):
+            continue
+        children = list(module.named_children())
+        if len(children) > 0 and len({type(m) for _, m in children}) == 1 and _layers(module) > 0:
+            own = children[0][1]
+            if isinstance(own, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding):
+                continue  # a stack of bare layers has no block boundary worth pausing at
+            lists.append((name, [(f"{name}.{n}" if name else n, m) for n, m in children]))
+    if not lists:
+        return None
+    total = _layers(model)
+    name, blocks = max(lists, key=lambda item: sum(_layers(m) for _, m in item[1]))
+    outside = total - sum(_layers(m) for _, m in blocks)
+    heads = sum(
+        m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m.out_features > 8 * m.in_features
+    )
+    return blocks if outside - heads <= 0.02 * total else None
+
+
+def _layers(module: nn.Module) -> int:
+    """Parameters with two or more dimensions, embeddings aside."""
+    embedded = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    return sum(p.numel() for p in module.parameters() if p.dim() > 1 and id(p) not in embedded)

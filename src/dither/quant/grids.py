@@ -1,0 +1,70 @@
+"""Grids: how the scale and zero point of each block are chosen before (or apart from) rounding.
+
+A clipped weight rounded on its min-max grid is the plain weight rounded on the clipped grid; so clipping searches return grids and leave
+the weights alone. A rounding that pushes errors around (GPTQ) then still aims at the true weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dither.formats import Clip, Params, Scheme, clip_search
+from dither.quant.parts import Grid
+from dither.quant.statistics import ROWS, Statistics
+
+
+@dataclass(frozen=True)
+class MinMax(Grid):
+    """The grid spans each block's smallest to largest weight (or what the scheme's own `Clip` finds)."""
+
+    def fit(self, weight: Tensor, scheme: Scheme, statistics: Statistics | None) -> Params:
+        return scheme.fit(weight)
+
+
+@dataclass(frozen=True)
+class PowerClip(Grid):
+    """Each block's range shrinks to where ``sum |w_hat - w|^p`` is least (GPTQ's ``mse``, p = 2.4)."""
+
+    p: float = 2.4
+    grid: int = 100
+    shrink: float = 0.8
+
+    def fit(self, weight: Tensor, scheme: Scheme, statistics: Statistics | None) -> Params:
+        return _fit(weight, scheme, Clip(p=self.p, grid=self.grid, shrink=self.shrink), None, None)
+
+
+@dataclass(frozen=True)
+class OutputClip(Grid):
+    """AWQ's clipping search: each (row, group) shrinks to where its *output* error ``mean_t ((w_hat - w) . x_t)^2`` is least.
+
+    Written as ``d^T G d`` with the group's Gram matrix ``G = mean x x^T``: equal, and no token is touched again. ``grid`` and
+    ``shrink`` are the paper's code: 20 steps, of which the first half is tried, c = m (1 - i / 20). ``spare_attention``: layers
+    that feed the attention logits (q and k) keep their full range, since softmax turns their largest products into decisions.
+    """
+
+    grid: int = 20
+    shrink: float = 0.5
+    mode: str = "1d"
+    spare_attention: bool = True
+    needs: ClassVar[frozenset[str]] = frozenset({ROWS})
+
+    def fit(self, weight: Tensor, scheme: Scheme, statistics: Statistics | None) -> Params:
+        clip = Clip(p=2, grid=self.grid, shrink=self.shrink, mode=self.mode)
+        if statistics is None or statistics.tokens == 0:
+            return scheme.fit(weight)
+        size = scheme.blocks.columns(weight.shape[1])
+        gram = statistics.gram_blocks(size)
+        power = None if gram is not None else statistics.power()
+        return _fit(weight, scheme, clip, gram, power)
+
+
+def _fit(weight: Tensor, scheme: Scheme, clip: Clip, gram: Tensor | None, power: Tensor | None) -> Params:
+    """Search over the pieces that the scheme's blocks cut the matrix into; ``power [I]`` weighs by input where no Gram fits."""
+    return scheme.fit(weight, gram=gram, weight=power, clip=clip)
+
+
+__all__ = ["MinMax", "OutputClip", "PowerClip", "clip_search", "torch"]

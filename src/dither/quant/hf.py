@@ -1,0 +1,61 @@
+"""The class by which transformers loads dither's checkpoints: ``AutoModelForCausalLM.from_pretrained(path)`` after ``import dither``.
+
+`dither/__init__.py` registers it when ``transformers.quantizers.auto`` is first imported, so that ``import dither`` itself stays light.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from dither.quant.assemble import install
+from dither.quant.checkpoint import METHOD, VERSION, replaced_of
+
+
+class Config(QuantizationConfigMixin):
+    """``quantization_config`` of a dither checkpoint; see `quant.checkpoint`."""
+
+    def __init__(
+        self,
+        version: int = VERSION,
+        recipe: str = "",
+        schemes: list[Any] | None = None,
+        layers: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.quant_method: Any = METHOD
+        self.version, self.recipe, self.schemes, self.layers = version, recipe, schemes or [], layers or {}
+
+
+class Quantizer(HfQuantizer):
+    """Puts the few-bit modules in place of the float ones before the weights are read."""
+
+    requires_calibration = True
+    quantization_config: Config
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        install(model, replaced_of(vars(self.quantization_config)))
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Buffers of few-bit modules keep the type they are stored in; ``dtype`` is that of the module made above."""
+        new = super().get_new_dtype(converter, param, dtype)
+        return new if isinstance(new, torch.dtype) else None
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def register() -> None:
+    """Make transformers know `Quantizer`. Safe to call more than once."""
+    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
+        auto.register_quantizer(METHOD)(Quantizer)
+        auto.register_quantization_config(METHOD)(Config)

@@ -1,0 +1,130 @@
+"""What a run tells: progress while it works, a report layer by layer, and the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dither.errors import CheckpointError
+from dither.quant.statistics import Statistics
+
+REPORT = "dither.json"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of progress, for a bar or a line."""
+
+    done: int
+    blocks: int
+    what: str
+    error: float | None = None  # mean relative weight error of the block just finished
+    bits: float | None = None
+    memory: int = 0
+
+
+@dataclass
+class LayerReport:
+    """What happened to one layer."""
+
+    name: str
+    block: int
+    shape: tuple[int, ...]
+    scheme: str
+    bits: float = 0.0
+    weight_error: float = 0.0  # ||W_hat - W||^2 / ||W||^2
+    output_error: float | None = None  # the same through the layer's inputs: tr(D H D^T) / tr(W H W^T)
+    loss: float | None = None
+    damp: float | None = None
+    tokens: int = 0
+    fallback: str | None = None
+
+    def measure(self, weight: Tensor, decoded: Tensor, statistics: Statistics | None) -> None:
+        """Fill in the errors of ``decoded [O, I]`` against ``weight [O, I]``."""
+        difference = decoded - weight
+        self.weight_error = _ratio(float(difference.square().sum()), float(weight.square().sum()))
+        if statistics is None or statistics.tokens == 0:
+            return
+        if statistics.has_hessian:
+            h = statistics.hessian.float()
+            self.output_error = _ratio(
+                float(((difference @ h) * difference).sum()), float(((weight @ h) * weight).sum())
+            )
+        else:
+            rows = statistics.rows
+            self.output_error = _ratio(
+                float((rows @ difference.T).square().sum()), float((rows @ weight.T).square().sum())
+            )
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else 0.0
+
+
+@dataclass
+class Report:
+    """What a run did, layer by layer, and what it cost. Times and memory are of this process only, and are not stored with a
+    checkpoint: the same job gives the same bytes."""
+
+    layers: list[LayerReport] = field(default_factory=list)
+    sites: list[dict[str, Any]] = field(default_factory=list)
+    unproved: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    kept_float: list[str] = field(default_factory=list)
+    bits_per_weight: float = 0.0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    resumed_blocks: int = 0
+
+    TRANSIENT = ("seconds", "cpu_seconds", "peak_memory_bytes", "resumed_blocks")
+
+    def stored(self) -> dict[str, Any]:
+        """The part that the job's settings decide."""
+        return {k: v for k, v in asdict(self).items() if k not in self.TRANSIENT}
+
+    @classmethod
+    def read(cls, out: Path) -> Report:
+        """The report of a finished checkpoint. Raises CheckpointError where it is damaged."""
+        try:
+            data = json.loads((out / REPORT).read_text())["report"]
+            layers = [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in data.pop("layers")]
+            return cls(layers=layers, **data)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{out / REPORT}: is damaged ({error}); quantize again") from None
+
+
+@dataclass
+class Quantized:
+    """The result: ``.model`` (loaded from ``.out`` when first asked for, if the run wrote there), ``.report``, ``.bits_per_weight``."""
+
+    report: Report
+    out: Path | None = None
+    built: nn.Module | None = None
+    load: Callable[[Path], nn.Module] | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        if self.built is None:
+            assert self.out is not None and self.load is not None
+            self.built = self.load(self.out)
+        return self.built
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits, all of them, over the number of weights quantized."""
+        return self.report.bits_per_weight
+
+    def __repr__(self) -> str:
+        return f"Quantized({len(self.report.layers)} layers, {self.bits_per_weight:.3f} bits a weight, out={self.out})"
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The type of a model's first floating parameter, else float32."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -1,0 +1,173 @@
+"""What the calibration data says about the input of a layer: gathered once, shared by every part of a recipe.
+
+For inputs ``x_t`` (t = 1..T tokens, padding left out):
+
+    hessian   H = sum_t x_t x_t^T / T      [I, I] float64   (GPTQ eq. 1 up to a positive factor, which no result depends on)
+    mean_abs  a = sum_t |x_t| / T          [I]    float32   (AWQ section 3.2)
+    max_abs   max_t |x_t|                  [I]    float32
+    rows      a fixed-size sample of x_t   [R, I] float32   (evenly strided over the stream, so it is deterministic)
+
+Memory: 8 I^2 bytes for the Hessian, 4 R I bytes for the rows; time: T I^2 multiply-adds (half of I^2 T, by symmetry).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dither import kernels
+
+HESSIAN, MEAN_ABS, MAX_ABS, ROWS = "hessian", "mean_abs", "max_abs", "rows"
+
+
+@dataclass
+class Statistics:
+    """Running statistics of one input tensor ``[..., I]``, which may feed several layers."""
+
+    features: int
+    needs: frozenset[str]
+    max_rows: int = 2048
+    tokens: int = 0
+    _gram: Tensor | None = None
+    _sum_abs: Tensor | None = None
+    _max_abs: Tensor | None = None
+    _rows: list[Tensor] = field(default_factory=list)
+    _stride: int = 1
+    _scale: Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Add the rows of ``x [T, I]`` (float32 or bfloat16). Raises ValueError where a row is not finite."""
+        if x.shape[-1] != self.features:
+            raise ValueError(f"statistics for {self.features} features were given an input of shape {tuple(x.shape)}")
+        x = x.reshape(-1, self.features)
+        if x.shape[0] == 0:
+            return
+        if self.needs & {MEAN_ABS, MAX_ABS}:
+            magnitude = x.abs()
+            total = magnitude.sum(0, dtype=torch.float32)
+            if not bool(torch.isfinite(total).all()):
+                raise ValueError("the layer's input holds NaN or inf")
+            peak = magnitude.amax(0).float()
+            self._sum_abs = total if self._sum_abs is None else self._sum_abs + total
+            self._max_abs = peak if self._max_abs is None else torch.maximum(self._max_abs, peak)
+        if HESSIAN in self.needs:
+            if self._gram is None:
+                self._gram = torch.zeros(self.features, self.features, dtype=torch.float64, device=x.device)
+            if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+                kernels.gram_update(self._gram, x.contiguous())
+            else:
+                self._gram += (x.T.float() @ x.float()).double() if x.dtype != torch.float64 else x.T @ x
+        if ROWS in self.needs:
+            self._keep_rows(x)
+        self.tokens += x.shape[0]
+
+    def _keep_rows(self, x: Tensor) -> None:
+        """Every ``stride``-th row of the whole stream; the stride doubles (and the kept rows thin out) when full."""
+        first = -self.tokens % self._stride
+        self._rows.append(x[first :: self._stride].float())
+        while sum(r.shape[0] for r in self._rows) > self.max_rows:
+            self._stride *= 2
+            self._rows = [torch.cat(self._rows)[::2].clone()]
+
+    @property
+    def hessian(self) -> Tensor:
+        """``[I, I]`` float64, symmetric. KeyError where it was not asked for; ValueError where no token was seen."""
+        if self._gram is None:
+            raise KeyError("the Hessian was not gathered for this layer")
+        h = kernels.gram_finish(self._gram) / max(self.tokens, 1)
+        if self._scale is not None:
+            inverse = 1 / self._scale.double()
+            h *= inverse
+            h *= inverse[:, None]
+        return h
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """``[I]`` float32."""
+        if self._sum_abs is None:
+            raise KeyError("mean |x| was not gathered for this layer")
+        a = self._sum_abs / max(self.tokens, 1)
+        return a if self._scale is None else a / self._scale
+
+    @property
+    def max_abs(self) -> Tensor:
+        """``[I]`` float32."""
+        if self._max_abs is None:
+            raise KeyError("max |x| was not gathered for this layer")
+        return self._max_abs if self._scale is None else self._max_abs / self._scale
+
+    @property
+    def rows(self) -> Tensor:
+        """``[R, I]`` float32 sample of the inputs, R <= max_rows."""
+        if not self._rows:
+            raise KeyError("no input rows were kept for this layer")
+        if len(self._rows) > 1:
+            self._rows = [torch.cat(self._rows)]
+        return self._rows[0] if self._scale is None else self._rows[0] / self._scale
+
+    @property
+    def has_hessian(self) -> bool:
+        return self._gram is not None
+
+    def rescale(self, scale: Tensor) -> None:
+        """Account for a scale ``s [I]`` folded in front of the layer: from now on the statistics are those of ``x / s``."""
+        self._scale = scale.clone() if self._scale is None else self._scale * scale
+
+    def gram_blocks(self, group_size: int) -> Tensor | None:
+        """The diagonal blocks ``G_k = sum_t x_k x_k^T / T`` of the groups: ``[G, n, n]`` float32.
+
+        None where the groups are ragged (the caller weighs by the diagonal instead) or nothing was gathered.
+        """
+        if self.features % group_size:
+            return None
+        count = self.features // group_size
+        if self._gram is not None:
+            h = self.hessian.view(count, group_size, count, group_size)
+            return torch.stack([h[k, :, k, :] for k in range(count)]).float()
+        if self._rows:
+            x = self.rows.view(-1, count, group_size)  # (R, G, n)
+            return torch.einsum("tgi,tgj->gij", x, x) / x.shape[0]
+        return None
+
+    def power(self) -> Tensor:
+        """Mean of ``x^2`` of each input, ``[I]`` float32: the Hessian's diagonal, or its estimate from the kept rows."""
+        if self._gram is not None:
+            d = self._gram.diagonal().float() / max(self.tokens, 1)
+            return d if self._scale is None else d / self._scale.square()
+        return self.rows.square().mean(0)
+
+
+def layer_input(module: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows ``[T, I]`` that a layer multiplies its flattened weight with.
+
+    Linear: the tokens that ``mask [B, T]`` keeps. Convolutions: unfolded patches ``[positions, C*k...]`` of group 0's layout
+    (only ``groups == 1`` is unfolded here; the engine rounds other convolutions without statistics).
+    """
+    if isinstance(module, nn.Conv1d):
+        x, kernel = x.unsqueeze(2), (1, module.kernel_size[0])
+        pad = (0, module.padding[0]) if not isinstance(module.padding, str) else _same((1,), module)
+        return _unfold(x, kernel, (1, module.dilation[0]), pad, (1, module.stride[0]))
+    if isinstance(module, nn.Conv2d):
+        pad2 = module.padding if not isinstance(module.padding, str) else _same((), module)
+        return _unfold(x, module.kernel_size, module.dilation, pad2, module.stride)
+    if mask is not None and x.shape[: mask.dim()] == mask.shape:
+        return x[mask]
+    return x.reshape(-1, x.shape[-1])
+
+
+def _same(prefix: tuple[int, ...], module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    if module.padding == "valid":
+        return (0,) * (len(prefix) + len(module.kernel_size))
+    return tuple(0 for _ in prefix) + tuple(
+        d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+    )
+
+
+def _unfold(
+    x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...], stride: tuple[int, ...]
+) -> Tensor:
+    columns = nn.functional.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)  # (B, C*k, positions)
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])

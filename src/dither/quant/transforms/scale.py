@@ -1,0 +1,193 @@
+"""AWQ's scale search: per-input-channel scales that move weight error away from the inputs that are large.
+
+Lin et al., AWQ: Activation-aware Weight Quantization, MLSys 2024, arXiv 2306.00978, sections 3.2 and 4.1.
+
+For layers that read one tensor x, with s in R_{>0}^I folded into whatever produces x:
+
+    x W^T = (x / s) (W diag(s))^T                                   the float function stays the same
+    s = a^r / sqrt(max(a^r) min(a^r)),   a = mean |x|               eq. 5, r on a grid of 20 points in [0, 1)
+    r* = argmin || f(x; Q(W diag(s)) / s) - f(x; W) ||^2            f: the smallest module that holds all the readers
+
+Cost: ``grid`` runs of f on ``tokens`` tokens for each site.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dither.graph import Consumer, Layer, Site, apply_scale
+from dither.graph.structure import matrix_view, relative
+from dither.quant.parts import BlockView, Transform
+from dither.quant.statistics import MEAN_ABS, ROWS
+from dither.quant.walker import Call, hidden
+
+FLOOR = 1e-4  # of s before it is centred, as in the paper's code
+
+
+@dataclass(frozen=True)
+class ScaleSearch(Transform):
+    """AWQ's scale search at every proved site whose readers are to be quantized.
+
+    ``grid``: number of exponents r = i / grid tried; r = 0 is no scaling, so a site never gets worse on the search data.
+    ``grouped_query``: also search where the producer has fewer channels than the reader (v -> o under grouped-query
+    attention); the paper's code leaves those sites alone. ``tokens``: how many calibration tokens a trial sees.
+    """
+
+    grid: int = 20
+    grouped_query: bool = False
+    tokens: int = 2048
+    needs: ClassVar[frozenset[str]] = frozenset({MEAN_ABS, ROWS})
+
+    def __post_init__(self) -> None:
+        if self.grid < 1:
+            raise ValueError(f"grid must be at least 1, not {self.grid}")
+        if self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, not {self.tokens}")
+
+    def captures(self, block: BlockView) -> Collection[str]:
+        return {scope(readers) for _, readers in self._candidates(block)}
+
+    def _candidates(self, block: BlockView) -> Iterator[tuple[Site, list[Consumer]]]:
+        """Sites to search, each with the readers that are to be quantized."""
+        for site in block.structure.sites:
+            readers = [c for c in site.consumers if c.layer in block.schemes]
+            if site.kind == "scale" and readers and (self.grouped_query or not site.expands):
+                yield site, readers
+
+    def apply(self, block: BlockView) -> None:
+        """Search every site on the unscaled block, then fold all of them (the order of the paper's code)."""
+        chosen: list[tuple[Site, list[Consumer], Tensor]] = []
+        for site, readers in self._candidates(block):
+            if not any(c.layer in block.statistics for c in readers):
+                continue  # stacks of experts alone: no module shows their input
+            scale, finding = self.search(block, site, readers)
+            block.findings.append(finding)
+            if finding["r"] > 0:
+                chosen.append((site, readers, scale))
+        for site, readers, scale in chosen:
+            apply_scale(block.module, site, scale)
+            rescaled: set[int] = set()
+            for reader in readers:
+                statistics = block.statistics.get(reader.layer or "")
+                if (
+                    statistics is not None and id(statistics) not in rescaled
+                ):  # readers of one tensor share their statistics
+                    rescaled.add(id(statistics))
+                    statistics.rescale(reader.expand(scale))
+
+    @torch.no_grad()
+    def search(self, block: BlockView, site: Site, readers: list[Consumer]) -> tuple[Tensor, dict[str, Any]]:
+        """The best scale ``[C]`` (one a producer channel) and what the search saw. FloatingPointError where no loss is finite."""
+        importance = self._importance(block, site, readers)
+        trial = _Trial(block, readers, self.tokens)
+        best, best_loss, best_r, plain = torch.ones_like(importance), math.inf, 0.0, math.nan
+        for i in range(self.grid):
+            r = i / self.grid
+            scale = candidate(importance, r)
+            loss = trial.loss(scale)
+            plain = loss if i == 0 else plain
+            if loss < best_loss:
+                best, best_loss, best_r = scale, loss, r
+        if not best_loss < math.inf:
+            raise FloatingPointError(f"{block.name}: no exponent gives a finite loss at the site {site}")
+        return best, {
+            "site": f"{block.name}: {site.producer.name} -> {', '.join(c.name for c in site.consumers)}",
+            "r": best_r,
+            "loss": best_loss,
+            "loss_at_r0": plain,
+            "scale_min": float(best.min()),
+            "scale_max": float(best.max()),
+        }
+
+    @staticmethod
+    def _importance(block: BlockView, site: Site, readers: Sequence[Consumer]) -> Tensor:
+        """``a [C]``: mean |x| of each producer channel, averaged over the reader columns it feeds (the GQA map); 0 where the
+        channel is never active or its weights are all zero, so that its scale stays 1."""
+        seen = next(c for c in readers if c.layer in block.statistics)
+        a = block.statistics[seen.layer or ""].mean_abs
+        live = torch.zeros(site.channels)
+        for reader in readers:
+            weight = matrix_view(block.module.get_parameter(reader.parameter), reader.kind, reader.swapped)
+            peak = weight.abs().amax(-2).reshape(-1)  # largest weight of each column
+            live = torch.maximum(live, reader.reduce(peak, site.channels))
+        return torch.where(live > 0, seen.reduce(a, site.channels), torch.zeros(site.channels))
+
+
+def candidate(importance: Tensor, r: float) -> Tensor:
+    """``s = a^r / sqrt(max min)``, with s = 1 for channels without activity, which also do not count for the centre."""
+    active = importance > 0
+    out = torch.ones_like(importance)
+    if r == 0 or not bool(active.any()):
+        return out
+    s = importance[active].pow(r).clamp(min=FLOOR)
+    out[active] = s / (s.max() * s.min()).sqrt()
+    return out
+
+
+def scope(readers: Sequence[Consumer]) -> str:
+    """The name of f: the smallest module that holds all readers ("" is the block); a single layer is its own."""
+    names = [c.name if c.kind != "experts" else c.name.rpartition(".")[0] for c in readers]
+    shared = []
+    for parts in zip(*(n.split(".") for n in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+class _Trial:
+    """The module f on its stored inputs, in the compute type, with the readers' weights exchanged for trial ones."""
+
+    def __init__(self, block: BlockView, readers: Sequence[Consumer], tokens: int) -> None:
+        name = scope(readers)
+        self.module = copy.deepcopy(block.module.get_submodule(name)).to(block.compute)
+        self.calls = _take(block.search_calls[name], tokens)
+        self.readers = readers
+        layers: list[Layer] = [block.structure.layer(c.layer or "") for c in readers]
+        self.weights = [layer.matrix(block.module).detach().clone() for layer in layers]
+        self.places = [
+            matrix_view(self.module.get_parameter(relative(c.parameter, name)), c.kind, c.swapped).detach()
+            for c in readers
+        ]
+        self.schemes = [block.schemes[layer.name] for layer in layers]
+        self.reference = [_rows(self.module, call) for call in self.calls]
+
+    def loss(self, scale: Tensor) -> float:
+        """``mean (f(x; Q(W s) / s) - f(x; W))^2`` over the kept tokens; ``scale [C]``."""
+        for reader, place, weight, scheme in zip(self.readers, self.places, self.weights, self.schemes, strict=True):
+            s = reader.expand(scale)  # [I], or [E * I] for a stack of experts
+            s = s.reshape(weight.shape[0], 1, -1) if weight.dim() == 3 else s
+            scaled = (weight * s).reshape(-1, weight.shape[-1])
+            place.copy_(scheme.quantize(scaled).reshape(weight.shape) / s)
+        total, count = 0.0, 0
+        for call, reference in zip(self.calls, self.reference, strict=True):
+            difference = _rows(self.module, call).sub_(reference)
+            total += float(difference.square_().sum())
+            count += difference.numel()
+        return total / max(count, 1)
+
+
+def _take(calls: list[Call], tokens: int) -> list[Call]:
+    """The first calls that hold ``tokens`` tokens together."""
+    taken, seen = [], 0
+    for call in calls:
+        taken.append(call)
+        seen += call.tokens
+        if seen >= tokens:
+            break
+    return taken
+
+
+def _rows(module: nn.Module, call: Call) -> Tensor:
+    """f's output as float32 rows, padding left out."""
+    out = hidden(module(*call.args, **call.kwargs))
+    if call.mask is not None and out.shape[: call.mask.dim()] == call.mask.shape:
+        out = out[call.mask]
+    return out.float()

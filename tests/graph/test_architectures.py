@@ -32,7 +32,9 @@ def straight(s: Site) -> bool:
     return all(torch.equal(c.channel_map, torch.arange(s.channels)) for c in s.consumers)
 
 
-GQA = torch.cat([torch.arange(8), torch.arange(8), torch.arange(8, 16), torch.arange(8, 16)])  # 4 query heads, 2 value heads, 8 wide
+GQA = torch.cat(
+    [torch.arange(8), torch.arange(8), torch.arange(8, 16), torch.arange(8, 16)]
+)  # 4 query heads, 2 value heads, 8 wide
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "granite", "stablelm"])
@@ -160,7 +162,9 @@ def test_mamba() -> None:
     steps = site(structure, f"{mixer}.x_proj", f"{mixer}.dt_proj")
     assert torch.equal(steps.producer.rows, torch.arange(4))
     none_feeds(structure, f"{mixer}.out_proj")
-    assert not any(s.kind == "shift" and s.consumers[0].kind == "conv" for s in structure.sites)  # zero padding sees no shift
+    assert not any(
+        s.kind == "shift" and s.consumers[0].kind == "conv" for s in structure.sites
+    )  # zero padding sees no shift
 
 
 def test_mamba2_gated_norm() -> None:

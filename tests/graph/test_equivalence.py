@@ -77,8 +77,28 @@ def test_folding_really_changes_the_weights_it_names(name: str) -> None:
 
 
 ROTATED = {
-    "llama", "llama-tied", "mistral", "qwen2", "qwen3", "phi3", "granite", "stablelm", "mixtral", "qwen2-moe", "qwen3-moe", "gpt2",
-    "gpt-neox", "opt", "falcon", "falcon-new", "mamba", "mamba2", "vit", "swin", "t5", "whisper",
+    "llama",
+    "llama-tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "granite",
+    "stablelm",
+    "mixtral",
+    "qwen2-moe",
+    "qwen3-moe",
+    "gpt2",
+    "gpt-neox",
+    "opt",
+    "falcon",
+    "falcon-new",
+    "mamba",
+    "mamba2",
+    "vit",
+    "swin",
+    "t5",
+    "whisper",
 }  # the other architectures normalise after adding, or before the first block, or have no stream
 
 

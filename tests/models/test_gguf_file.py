@@ -12,9 +12,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+
 from dither import models
 from dither.errors import CheckpointError, ModelError
-from dither.models import gguf_file, gguf_layout
+from dither.models import gguf_file, gguf_layout, gguf_metadata
 
 Tiny = Callable[..., Any]
 Q = gguf.GGMLQuantizationType
@@ -64,7 +65,7 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
 def vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_tokenizer_model("gpt2")
     letters = [chr(i) for i in range(0x21, 0x7F)]
-    tokens = [*letters[: size - 2], "ab", "cd"]
+    tokens = [*letters[: size - 2], *(f"<{i}>" for i in range(size - 2 - len(letters))), "ab", "cd"]
     writer.add_token_list(tokens)
     writer.add_token_types([1] * size)
     writer.add_token_merges(["a b", "c d"])
@@ -260,6 +261,37 @@ def test_loaded_whole_where_no_plan_can_be_made(llama_file: Path, tiny: Tiny, mo
     for name, tensor in tiny("llama").state_dict().items():
         assert torch.equal(source.tensor(name), tensor), name
     assert source.tokenizer()("A").input_ids == [ord("A") - 0x21]
+
+
+@pytest.mark.parametrize("size", [96, 1500])
+def test_short_arrays_change_nothing_but_time(
+    size: int, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    path = tmp_path / "tiny.gguf"
+    write_llama(path, tiny("llama", vocab_size=size))
+    plain = gguf.GGUFReader(path)
+    with gguf_metadata.short_arrays():
+        short = gguf.GGUFReader(path)
+    assert [t.name for t in short.tensors] == [t.name for t in plain.tensors]
+    assert [t.data_offset for t in short.tensors] == [t.data_offset for t in plain.tensors]
+    for key, field in plain.fields.items():
+        assert len(short.fields[key].data) == len(field.data) and short.fields[key].types == field.types
+        assert np.array_equal(short.fields[key].parts[short.fields[key].data[0]], field.parts[field.data[0]])
+    skipped = sum(len(f.parts) for f in plain.fields.values()) - sum(len(f.parts) for f in short.fields.values())
+    assert (skipped > 2 * size) == (size > 1024)
+
+    source = models.open(path)
+    theirs = AutoConfig.from_pretrained(tmp_path, gguf_file=path.name)
+    theirs._name_or_path = ""
+    assert source.config.to_dict() == theirs.to_dict()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    assert source.tokenizer().get_vocab() == tokenizer.get_vocab()
+    assert source.tokenizer().special_tokens_map == tokenizer.special_tokens_map
+
+    monkeypatch.setattr(gguf_metadata, "_STRING", "a change in the gguf package")
+    assert models.open(path).config.to_dict() == theirs.to_dict()
 
 
 def test_decoding_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from dither import models
 from dither.errors import CheckpointError, ModelError
 from dither.models import embedded

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from dither import models
 from dither.errors import CheckpointError
 from dither.models.safetensors_file import DTYPES, read_header, read_tensor
-from safetensors.torch import load_file, save_file
 
 Save = Callable[..., Path]
 Tiny = Callable[..., Any]

@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from dither import models
-from dither.errors import CheckpointError, ModelError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from dither import models
+from dither.errors import CheckpointError, ModelError
 
 Save = Callable[..., Path]
 Tiny = Callable[..., nn.Module]
@@ -27,12 +28,9 @@ def reference(folder: Path, **options: Any) -> nn.Module:
 
 def outputs(model: nn.Module) -> torch.Tensor:
     torch.manual_seed(1)
-    if "Image" in type(model).__name__:
-        inputs = {"pixel_values": torch.randn(2, 3, 16, 16)}
-    else:
-        inputs = {"input_ids": torch.randint(3, 96, (2, 12))}
+    images, ids = torch.randn(2, 3, 16, 16), torch.randint(3, 96, (2, 12))
     with torch.no_grad():
-        return model(**inputs).logits
+        return model(images if "Image" in type(model).__name__ else ids).logits
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "qwen2_moe", "bert", "vit"])
@@ -111,6 +109,9 @@ def test_tied_weights(kind: str, tiny: Tiny, save: Save) -> None:
     renamed = {alias if name == owner else name: tensor for name, tensor in tensors.items()}
     save_file(renamed, weights, metadata={"format": "pt"})  # the shared tensor under its other name
     assert torch.equal(outputs(models.load(folder)[0]), outputs(model))
+
+    save_file(tensors | {alias: tensors[owner].clone()}, weights, metadata={"format": "pt"})  # stored twice
+    assert dict(models.open(folder).tied) == {alias: owner}
 
     save_file(tensors | {alias: tensors[owner] + 1}, weights, metadata={"format": "pt"})  # not shared after all
     source = models.open(folder)
@@ -248,3 +249,4 @@ def test_sidecars_hold_the_tokenizer_and_no_weights(tiny: Tiny, save: Save, toke
     assert not any(name == "config.json" or "safetensors" in name for name in files)
     assert source.tokenizer()("word").input_ids == tokenizer("word").input_ids
     assert source.generation_config.eos_token_id == 2
+    assert str(folder) not in source.config.to_json_string()

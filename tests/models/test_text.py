@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from dither.errors import CalibrationError, UsageError
 from dither.models import calibration_tokens, embedded_text, read_text, wikitext_join
 

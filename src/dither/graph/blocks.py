@@ -38,7 +38,11 @@ def find_chains(model: nn.Module, calls: Sequence[Call]) -> list[list[str]]:
     Experts do not (they run side by side); stages of different shape that are chains themselves are not blocks but
     hold them.
     """
-    lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > 1]
+    lists = [
+        (name, part)
+        for name, part in model.named_modules()
+        if isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > 1
+    ]
     runs = _watch(model, calls, [child for _, part in lists for child in part.children()])
     names = {id(m): n for n, m in model.named_modules()}
     chains = {}
@@ -68,7 +72,8 @@ def _alike(members: Sequence[nn.Module]) -> bool:
     shapes = [(type(m), {(n, tuple(p.shape)) for n, p in m.named_parameters()}) for m in members]
     return any(
         kind is other and 2 * len(mine & yours) > max(len(mine), len(yours))
-        for i, (kind, mine) in enumerate(shapes) for other, yours in shapes[:i]
+        for i, (kind, mine) in enumerate(shapes)
+        for other, yours in shapes[:i]
     )
 
 

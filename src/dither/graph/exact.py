@@ -69,11 +69,13 @@ def bench_copy(module: nn.Module) -> nn.Module:
     """A float64 copy on the CPU in evaluation mode, without caches, whose parameters are not trained and own their memory."""
     bench = copy.deepcopy(module).cpu().double().eval().requires_grad_(False)
     for part in bench.modules():
-        config = getattr(part, "config", None)
+        config: Any = getattr(part, "config", None)
         if getattr(config, "use_cache", None):
-            setattr(config, "use_cache", False)  # a cache would grow from run to run
+            config.use_cache = False  # a cache would grow from run to run
         if getattr(config, "_experts_implementation", None) is not None:
-            setattr(config, "_experts_implementation", "eager")  # one expert at a time, so that each weight read is a view of the stack
+            config._experts_implementation = (
+                "eager"  # one expert at a time, so that each weight read is a view of the stack
+            )
     for parameter in bench.parameters():
         parameter.data = parameter.data.contiguous()
     return bench
@@ -113,7 +115,9 @@ def as_call(sample: Any) -> Call:
         return (), dict(sample)
     if isinstance(sample, list | tuple):
         return tuple(sample), {}
-    raise TypeError(f"sample must be a tensor, a tuple of arguments or a dict of named ones, not {type(sample).__name__}")
+    raise TypeError(
+        f"sample must be a tensor, a tuple of arguments or a dict of named ones, not {type(sample).__name__}"
+    )
 
 
 def execute(module: nn.Module, calls: Sequence[Call]) -> list[Any]:
@@ -139,8 +143,11 @@ def run_exactly(module: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def randomize(module: nn.Module, generator: torch.Generator, *, louder: Collection[str] = (), gain: float = 1.0) -> None:
-    """Replace every float parameter by uniform random numbers of about its mean and spread.
+def randomize(
+    module: nn.Module, generator: torch.Generator, *, louder: Collection[str] = (), gain: float = 1.0
+) -> None:
+    """Replace every float parameter by uniform random numbers of about its mean and spread; the spread of a matrix is at least
+    1 / sqrt(fan-in), so that signals survive the way through networks that were initialised small.
 
     What feeds what is a property of the code, not of the weights; but fresh weights (norm factors of 1, biases of 0) and real
     ones (channels that a ReLU never lets through) can hide it. Each call with the same generator gives other channels a chance. Parameters
@@ -150,7 +157,9 @@ def randomize(module: nn.Module, generator: torch.Generator, *, louder: Collecti
         if not parameter.is_floating_point() or parameter.numel() == 0:
             continue
         mean = parameter.mean()
-        spread = parameter.std(correction=0) + 0.2 * mean.abs() + 0.02
+        spread = float(parameter.std(correction=0) + 0.2 * mean.abs() + 0.02)
+        if parameter.dim() > 1:
+            spread = max(spread, (max(parameter.shape) / parameter.numel()) ** 0.5)
         noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32).sub_(0.5).mul_(12**0.5)
         parameter.copy_(noise).mul_(spread).add_(mean)
         if name in louder:

@@ -12,7 +12,9 @@ def apply_scale(model: nn.Module, site: Site, scale: Tensor) -> None:
     """Divide the producer's channels by ``scale [C]`` and multiply the consumers' columns by it. ValueError unless it is finite and > 0."""
     _check(site, "scale", scale)
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise ValueError(f"scale must be finite and positive; its range is [{float(scale.min())}, {float(scale.max())}]")
+        raise ValueError(
+            f"scale must be finite and positive; its range is [{float(scale.min())}, {float(scale.max())}]"
+        )
     with torch.no_grad():
         scale_producer(model, site.producer, 1.0 / scale.double())
         for consumer in site.consumers:
@@ -50,7 +52,7 @@ def scale_producer(model: nn.Module, producer: Producer, factor: Tensor) -> None
     else:
         matrix = matrix_view(weight, producer.kind, producer.swapped)
         _assign(matrix, matrix.double() * full.view(*matrix.shape[:-1], 1))
-    bias = None if producer.bias is None else model.get_parameter(producer.bias)
+    bias: Tensor | None = None if producer.bias is None else model.get_parameter(producer.bias)
     if bias is None and not producer.is_vector:
         bias = added_bias(model, producer.parameter, producer.outputs)
     if bias is not None:

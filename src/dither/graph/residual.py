@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dither.graph.bench import Bench
+from dither.graph.channel_map import SAME
 from dither.graph.exact import Call, float_outputs, randomize, relative_difference, run_exactly
 from dither.graph.fold import added_bias, scale_columns, scale_producer
-from dither.graph.probe import SAME, Bench
 from dither.graph.structure import Residual, Site, Weight, matrix_view
 from dither.graph.trace import Leaves, Seen
 
@@ -46,7 +48,9 @@ def rotate_residual(model: nn.Module, residual: Residual, rotation: Tensor) -> N
     if not error < 1e-6:
         raise ValueError(f"rotation must be orthogonal; it is off by {error:.1e}")
     if residual.centred and not float((q.sum(1) - 1).abs().max()) < 1e-6:
-        raise ValueError("rotation must map the vector of ones to itself, because norms of this stream subtract the mean; see fix_ones")
+        raise ValueError(
+            "rotation must map the vector of ones to itself, because norms of this stream subtract the mean; see fix_ones"
+        )
     with torch.no_grad():
         _separate(model, residual)
         for site in residual.norms:
@@ -78,7 +82,9 @@ def _fold_norm(model: nn.Module, site: Site) -> None:
     factor = (model.get_parameter(producer.parameter).double() + producer.offset).flatten()[producer.rows]
     zero = factor == 0
     if bool(zero.any()) and producer.bias is not None:
-        raise ValueError(f"{producer.name} adds a bias to channels whose factor is 0; its factor cannot be folded into the readers")
+        raise ValueError(
+            f"{producer.name} adds a bias to channels whose factor is 0; its factor cannot be folded into the readers"
+        )
     for consumer in site.consumers:
         scale_columns(model, consumer, consumer.expand(factor))
     scale_producer(model, producer, torch.where(zero, 1.0, 1.0 / factor))
@@ -92,10 +98,14 @@ def _separate(model: nn.Module, residual: Residual) -> None:
         if model.get_parameter(name) is model.get_parameter(first):
             owner, _, leaf = name.rpartition(".")
             shared = model.get_parameter(name)
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
-            config = getattr(model, "config", None)
+            setattr(
+                model.get_submodule(owner),
+                leaf,
+                nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad),
+            )
+            config: Any = getattr(model, "config", None)
             if getattr(config, "tie_word_embeddings", False):
-                setattr(config, "tie_word_embeddings", False)
+                config.tie_word_embeddings = False
 
 
 def fix_ones(rotation: Tensor) -> Tensor:
@@ -135,8 +145,15 @@ class NotProved(Exception):
 
 
 def find_residual(
-    module: nn.Module, calls: Sequence[Call], chain: int, blocks: Sequence[str], norms: Sequence[Site],
-    ties: Sequence[tuple[str, str]], layouts: dict[str, Weight], blocked: dict[str, str], seed: int,
+    module: nn.Module,
+    calls: Sequence[Call],
+    chain: int,
+    blocks: Sequence[str],
+    norms: Sequence[Site],
+    ties: Sequence[tuple[str, str]],
+    layouts: dict[str, Weight],
+    blocked: dict[str, str],
+    seed: int,
 ) -> Residual:
     """The stream that runs through ``blocks``. `NotProved` says what is in the way. ``module``: an untied bench copy.
 
@@ -164,7 +181,13 @@ def find_residual(
     between = tuple(s for s in norms if {c.parameter for c in s.consumers} <= set(readers))
     touched = {w.parameter for w in writers} | set(readers)
     stream = Residual(
-        width, chain, tuple(writers), tuple(layouts[n] for n in readers), between, centred, tuple(t for t in ties if touched & set(t))
+        width,
+        chain,
+        tuple(writers),
+        tuple(layouts[n] for n in readers),
+        between,
+        centred,
+        tuple(t for t in ties if touched & set(t)),
     )
     randomize(module, bench.generator)
     before = run_exactly(module, calls)
@@ -179,7 +202,8 @@ def _whole_width(site: Site, width: int) -> bool:
     """Whether a norm's factor covers all channels in order."""
     straight = torch.arange(width)
     return site.channels == site.producer.outputs == width and all(
-        c.channel_map.numel() % width == 0 and bool((c.channel_map.view(-1, width) == straight).all()) for c in site.consumers
+        c.channel_map.numel() % width == 0 and bool((c.channel_map.view(-1, width) == straight).all())
+        for c in site.consumers
     )
 
 
@@ -191,7 +215,9 @@ def _writers(bench: Bench, blocks: Sequence[str], layouts: dict[str, Weight]) ->
     randomize(module, bench.generator)
     others = {n: p for n, p in module.named_parameters() if p.is_floating_point() and n not in layouts}
     caught: list[Tensor] = []
-    handle = module.get_submodule(blocks[-1]).register_forward_hook(lambda _m, _a, out: caught.extend(float_outputs(out)[:1]))
+    handle = module.get_submodule(blocks[-1]).register_forward_hook(
+        lambda _m, _a, out: caught.extend(float_outputs(out)[:1])
+    )
     for p in others.values():
         p.requires_grad_(True)
     leaves: dict[str, Leaves] = {}

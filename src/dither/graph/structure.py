@@ -273,14 +273,15 @@ class Structure:
         def maybe(name: str | None) -> str | None:
             return None if name is None else full(name)
 
-        layers = [
-            replace(x, name=full(x.name), parameter=full(x.parameter), bias=maybe(x.bias)) for x in self.layers
-        ]
+        layers = [replace(x, name=full(x.name), parameter=full(x.parameter), bias=maybe(x.bias)) for x in self.layers]
         sites = [
             Site(
                 s.kind,
                 replace(
-                    s.producer, name=full(s.producer.name), parameter=full(s.producer.parameter), bias=maybe(s.producer.bias)
+                    s.producer,
+                    name=full(s.producer.name),
+                    parameter=full(s.producer.parameter),
+                    bias=maybe(s.producer.bias),
                 ),
                 tuple(
                     replace(c, name=full(c.name), parameter=full(c.parameter), layer=maybe(c.layer), bias=maybe(c.bias))

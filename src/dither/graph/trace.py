@@ -233,9 +233,16 @@ class Trace(Exact):
         else:
             earlier = self.replay.reads[len(self.seen.reads)]
             if earlier.view != view:
-                raise RuntimeError(f"two runs on the same input read {earlier.view.name} and {view.name} at the same point")
+                raise RuntimeError(
+                    f"two runs on the same input read {earlier.view.name} and {view.name} at the same point"
+                )
             y = earlier.y
-        identity = (source.untyped_storage().data_ptr(), int(source.storage_offset()), source.shape[product.x_dim], source.numel())
+        identity = (
+            source.untyped_storage().data_ptr(),
+            int(source.storage_offset()),
+            source.shape[product.x_dim],
+            source.numel(),
+        )
         self.held.append(source)  # keeps the memory's address from being used again
         self.seen.reads.append(Read(view, source.movedim(product.x_dim, -1).clone(), identity, y))
         leaves = self.leaves_of(view)

@@ -79,7 +79,7 @@ class Checkpoint(Source, ABC):
         tied."""
         for alias, owner in list(self.tied.items()):
             if alias in self._plan and owner in self._plan:
-                if not torch.equal(self._read(alias, None), self._read(owner, None)):
+                if not self._equal(self._plan[alias], self._plan[owner]):
                     del self.tied[alias]
                     self.notes.append(
                         f"{alias} and {owner} differ in the weights, so they are not shared, whatever the config says"
@@ -91,6 +91,11 @@ class Checkpoint(Source, ABC):
                 self._plan[alias] = self._plan[owner]
         if len(self.tied) < len(tied_names(self._model)):
             self._untie(self._model)
+
+    def _equal(self, a: Made, b: Made) -> bool:
+        return torch.equal(
+            *(made.recipe.make(lambda key: self._load(key, None), self._model)[made.name] for made in (a, b))
+        )
 
     def _untie(self, model: nn.Module) -> None:
         for names, tensor, _ in slots(model, ""):
@@ -203,6 +208,11 @@ class SafetensorsSource(Checkpoint):
 
     def _load(self, key: str, dtype: torch.dtype | None) -> Tensor:
         return safetensors_file.read_tensor(self._entries[key], key, dtype)
+
+    def _equal(self, a: Made, b: Made) -> bool:
+        if a.recipe.rule is not None or b.recipe.rule is not None:
+            return super()._equal(a, b)
+        return safetensors_file.same_bytes(*(self._entries[made.recipe.inputs[0][0]] for made in (a, b)))
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:

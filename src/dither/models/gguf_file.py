@@ -7,7 +7,6 @@ both are used here.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from dither.models import gguf_layout, skeleton
 from dither.models.checkpoint import Checkpoint, sample
 from dither.models.conversion import Stored
 from dither.models.gguf_layout import Layout
+from dither.models.gguf_metadata import optional_module, quickly
 from dither.models.memory import MemorySource, saved_files
 from dither.models.source import NoTokenizer, tied_names
 
@@ -53,7 +53,7 @@ class GGUFSource(Checkpoint):
 
     def _rules(self, model: nn.Module) -> Sequence[Any]:
         if self._modern:
-            theirs = _module("transformers.integrations.gguf")
+            theirs = optional_module("transformers.integrations.gguf")
 
             build = theirs.get_gguf_conversion_mapping
             rules: Sequence[Any] = build(self._layout.scalars["general.architecture"], self.config)
@@ -204,22 +204,14 @@ def read_config(layout: Layout) -> tuple[dict[str, Any], bool]:
     try:
         from transformers import modeling_gguf_pytorch_utils
 
-        modern = _module("transformers.integrations.gguf")
+        modern = optional_module("transformers.integrations.gguf")
         architecture = layout.scalars["general.architecture"]
         if architecture in getattr(modern, "GGUF_CONFIG_ARCHS", ()) and modern.is_gguf_arch_supported(architecture):
             return modern.get_gguf_config(*modern.read_gguf_metadata(str(layout.path))), True
         processed: Any = modeling_gguf_pytorch_utils
-        return processed.load_gguf_checkpoint(str(layout.path), return_tensors=False)["config"], False
+        return quickly(lambda: processed.load_gguf_checkpoint(str(layout.path), return_tensors=False)["config"]), False
     except Exception as error:  # foreign code on foreign metadata
         raise ModelError(f"{layout.path}: transformers cannot use this GGUF file ({_line(error)})") from None
-
-
-def _module(name: str) -> Any:
-    """A module, or None where this transformers does not have it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def gguf_tokenizer(path: Path) -> Any:
@@ -227,7 +219,7 @@ def gguf_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        return quickly(lambda: AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True))
     except Exception as error:  # a vocabulary can be wrong in many ways
         raise ModelError(f"{path}: its tokenizer cannot be used ({_line(error)})") from None
 

@@ -135,7 +135,7 @@ def _hub_folder(name: str) -> Path:
     """The local copy of a hub repository: safetensors, JSON and tokenizer files only. Raises ModelError."""
     near = _near(name)
     local = "/" in name and Path(name).parent.is_dir()
-    if not _HUB_ID.fullmatch(name) or name.endswith(".gguf") or local or (near and "/" not in name):
+    if not _HUB_ID.fullmatch(name) or len(name) > 96 or name.endswith(".gguf") or local or (near and "/" not in name):
         raise ModelError(f"{name}: there is no such file or folder{near}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError

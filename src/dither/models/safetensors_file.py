@@ -218,6 +218,22 @@ def read_tensor(entry: Entry, name: str, dtype: torch.dtype | None = None) -> Te
     return target
 
 
+def same_bytes(a: Entry, b: Entry) -> bool:
+    """Whether two stored tensors are equal, compared piece by piece."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with open(a.path, "rb") as file_a, open(b.path, "rb") as file_b:
+        file_a.seek(a.offset)
+        file_b.seek(b.offset)
+        left = a.nbytes
+        while left > 0:
+            count = min(left, _PIECE)
+            if file_a.read(count) != file_b.read(count):
+                return False
+            left -= count
+    return True
+
+
 def _read_into(handle: int, part: Tensor, offset: int, path: Path, name: str) -> None:
     view = memoryview(part.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
     done = 0

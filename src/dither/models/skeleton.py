@@ -127,7 +127,9 @@ def read_config(folder: Path) -> Any:
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
         raise CheckpointError(f"{path}: has no model_type; copy or download it again")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config._name_or_path = ""  # a place on this machine has no business in checkpoints made from this one
+        return config
     except Exception as error:  # unknown types, wrong values: each config class has its own
         raise ModelError(f"{path}: transformers cannot use it ({_line(error)})") from None
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from dither import graph, models
 from dither.errors import CalibrationError, ModelError
 from dither.formats import Scheme
-from dither.graph import Layer, Structure
+from dither.graph import Layer, Site, Structure
 from dither.quant.assemble import assemble, restore
 from dither.quant.chain import block_chain
 from dither.quant.checkpoint import finish, load
@@ -49,10 +49,8 @@ from dither.quant.walker import Call, capture_calls, run
 Calibration = Any  # text, texts, a path, tokens [N, L], a dict of tensors, or a list of dicts
 
 
-def compute_dtype(device: str = "cpu") -> torch.dtype:
-    """bfloat16 where it is native (AVX-512 BF16 or AMX on a CPU, any GPU that has it), else float32."""
-    if device != "cpu":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where the CPU multiplies it natively (AVX-512 BF16 or AMX), else float32."""
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
@@ -76,7 +74,6 @@ def quantize(
     overwrite: bool = False,
     batch_tokens: int = 2048,
     compute: torch.dtype | None = None,
-    device: str = "cpu",
     progress: Callable[[Event], None] | None = None,
 ) -> Quantized:
     """Quantize a model.
@@ -92,7 +89,7 @@ def quantize(
     plan = as_recipe(recipe)
     source = models.MemorySource(model, tokenizer) if isinstance(model, nn.Module) else models.open(model)
     batches = calibration_batches(plan, source, calibration, samples, length, seed, batch_tokens, tokenizer)
-    job = _Job(source, plan, batches, compute or compute_dtype(device), device, progress or (lambda event: None))
+    job = _Job(source, plan, batches, compute or compute_dtype(), progress or (lambda event: None))
     store = None
     if out is not None:
         store = Store(
@@ -154,10 +151,9 @@ class _Job:
         recipe: Recipe,
         batches: list[dict[str, Tensor]],
         compute: torch.dtype,
-        device: str,
         progress: Callable[[Event], None],
     ) -> None:
-        self.source, self.recipe, self.batches, self.compute, self.device = source, recipe, batches, compute, device
+        self.source, self.recipe, self.batches, self.compute = source, recipe, batches, compute
         self.progress = progress
         self.report = Report(notes=list(source.notes))
         self.result: nn.Module | None = None
@@ -174,11 +170,13 @@ class _Job:
             blocks = chain
         prefixes = [name for name, _ in blocks]
         modules = [module for _, module in blocks]
+        outside = store.read(0) if store is not None and store.finished(0) else self._outside(skeleton, prefixes)
+        if store is not None and not store.finished(0):
+            store.write(outside, 0)
+        units = [outside.without_tensors() if store is not None else outside]
+        del outside
         probes, calls = self._capture(skeleton, prefixes, modules)
         streams = Streams(calls, use_float=self._uses_float, use_rounded=bool(self.recipe.rounding.needs))
-        units = [self._outside(skeleton, prefixes)]
-        if store is not None and not store.finished(0):
-            store.write(units[0], 0)
         for i, (name, module) in enumerate(blocks):
             self.progress(Event(i, len(blocks), name or "model", memory=peak_memory()))
             if store is not None and store.finished(i + 1):
@@ -213,6 +211,7 @@ class _Job:
         for unit in units:
             report.layers += unit.layers
             report.sites += unit.sites
+            report.proved += unit.proved
             report.unproved += unit.unproved
             report.notes += [n for n in unit.notes if n not in report.notes]
             report.kept_float += unit.kept
@@ -292,7 +291,9 @@ class _Job:
             for transform in recipe.transforms:
                 transform.apply(view)
             unit.sites += view.findings
-        unit.unproved = [f"{n}: {why}" for n, why in structure.unproved] if recipe.transforms else []
+        if recipe.uses_sites:
+            unit.proved = [_site(name, site) for site in structure.sites]
+            unit.unproved = [f"{_join(name, n)}: {why}" for n, why in structure.unproved]
         self._settle(name, module, structure, schemes)
 
         if recipe.rounding.needs:
@@ -395,7 +396,7 @@ class _Job:
                 self.structures[key] = graph.discover_block(module, calls)
                 return self.structures[key]
             return (
-                graph.verified(self.structures[key], module, calls) if self.recipe.transforms else self.structures[key]
+                graph.verified(self.structures[key], module, calls) if self.recipe.uses_sites else self.structures[key]
             )
 
     def _override(self, name: str) -> Scheme | None:
@@ -413,6 +414,12 @@ class _Job:
                 continue
             found[layer.name] = scheme or self.recipe.weights
         return found
+
+
+def _site(prefix: str, site: Site) -> dict[str, Any]:
+    """A proved site as plain data: what it is, and the layers that read it."""
+    readers = [_join(prefix, c.layer) for c in site.consumers if c.layer is not None]
+    return {"site": f"{prefix}: {site}" if prefix else str(site), "readers": readers}
 
 
 def _prepare(model: nn.Module) -> None:

@@ -32,6 +32,7 @@ WIDTHS = (4, 3, 2)
 class _Observe(Rounding):
     """Rounds to 8 bits (so that inputs stay those of the float model) and writes down what it sees."""
 
+    uses_sites: ClassVar[bool] = True
     seen: list[dict[str, Any]] = field(default_factory=list, compare=False, repr=False)
     size: int | None = 64
     needs: ClassVar[frozenset[str]] = frozenset({HESSIAN, MAX_ABS, ROWS})
@@ -85,7 +86,7 @@ def inspect(
     recipe = Recipe((observer,), Int(8) @ channel(), name="inspect")
     result: Quantized = quantize(model, recipe, calibration, None, samples=samples, length=length, seed=seed, progress=progress)
     sites: dict[str, list[str]] = {}
-    for site in result.report.sites:
+    for site in result.report.proved:
         for reader in site["readers"]:
             sites.setdefault(reader, []).append(site["site"])
     unproved = dict(line.split(": ", 1) for line in result.report.unproved)

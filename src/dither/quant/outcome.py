@@ -74,6 +74,7 @@ class Report:
 
     layers: list[LayerReport] = field(default_factory=list)
     sites: list[dict[str, Any]] = field(default_factory=list)
+    proved: list[dict[str, Any]] = field(default_factory=list)
     unproved: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     kept_float: list[str] = field(default_factory=list)

@@ -37,6 +37,7 @@ class Part:
     """What all parts share: the statistics of a layer's input that they read (see `quant.statistics`)."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    uses_sites: ClassVar[bool] = False  # whether it wants the block's sites proved
 
 
 class Grid(Part, ABC):
@@ -60,6 +61,7 @@ class Rounding(Part, ABC):
 class Transform(Part, ABC):
     """Rewrites a block's float weights at proved sites. ``tokens``: how many tokens' arguments of the captured modules it wants."""
 
+    uses_sites: ClassVar[bool] = True
     tokens: int = 0
 
     @abstractmethod

@@ -65,6 +65,10 @@ class Recipe:
         return next((p for p in self.stages if isinstance(p, Rounding)), Nearest())
 
     @property
+    def uses_sites(self) -> bool:
+        return any(p.uses_sites for p in self.stages)
+
+    @property
     def needs_data(self) -> bool:
         return any(p.needs for p in self.stages) or bool(self.transforms)
 

@@ -22,6 +22,7 @@ class Unit:
     replaced: dict[str, dict[str, Any]] = field(default_factory=dict)
     layers: list[LayerReport] = field(default_factory=list)
     sites: list[dict[str, Any]] = field(default_factory=list)
+    proved: list[dict[str, Any]] = field(default_factory=list)
     unproved: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)

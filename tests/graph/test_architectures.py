@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 import torch
-from tiny_models import build
 
 from dither.graph import Site, Structure, discover
+from tiny_models import build
 
 
 @cache

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import NAMES, build
 from torch import Tensor, nn
 
 from dither.graph import Site, Structure, apply_scale, apply_shift, discover, random_rotation, rotate_residual
 from dither.graph.exact import as_call, exact_calls, float64_default, randomize, relative_difference, run_exactly
+from tiny_models import NAMES, build
 
 EXACT = 1e-9
 

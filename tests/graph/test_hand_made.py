@@ -56,10 +56,11 @@ def test_homogeneous_functions_let_scales_through(function: Callable[[Tensor], T
 
 @pytest.mark.parametrize("function", [
     F.gelu, F.silu, torch.tanh, F.relu6, F.hardswish, torch.square, torch.exp, lambda t: t + 1, lambda t: F.relu(t) ** 2,
-    lambda t: t.clamp(-4, 4), lambda t: F.layer_norm(t, (16,)), lambda t: F.normalize(t, dim=-1), lambda t: F.softmax(t, -1),
+    lambda t: t.clamp(-4, 4), lambda t: t.clamp(max=30),
+    lambda t: F.layer_norm(t, (16,)), lambda t: F.normalize(t, dim=-1), lambda t: F.softmax(t, -1),
     lambda t: t.cumsum(-1), lambda t: t.round(), lambda t: t * (t.sum(-1, keepdim=True) > 0), lambda t: t * t.roll(1, -1), torch.sign,
 ], ids=[
-    "gelu", "silu", "tanh", "relu6", "hardswish", "square", "exp", "plus", "relu2", "clamp", "norm", "unit", "softmax", "cumsum", "round",
+    "gelu", "silu", "tanh", "relu6", "hardswish", "square", "exp", "plus", "relu2", "clamp", "rarely", "norm", "unit", "softmax", "cumsum", "round",
     "switch", "product", "sign",
 ])  # fmt: skip
 def test_other_functions_do_not(function: Callable[[Tensor], Tensor]) -> None:
@@ -73,6 +74,26 @@ def test_other_functions_do_not(function: Callable[[Tensor], Tensor]) -> None:
 )
 def test_shifts_pass_only_where_added_as_they_are(function: Callable[[Tensor], Tensor], shifts: bool) -> None:
     assert any(s.kind == "shift" for s in discover(between(function), X).sites) == shifts
+
+
+@pytest.mark.parametrize("padding", [0, 1, "same", "valid"])
+def test_shift_into_a_padded_convolution_is_refused_even_where_it_hardly_shows(padding: int | str) -> None:
+    quiet = nn.Linear(5, 3)
+    model = nn.Sequential(nn.Conv1d(3, 6, 1), nn.Conv1d(6, 4, 3, padding=padding), nn.Flatten(0, 1), Times(1e-12), nn.LazyLinear(5), quiet)
+    x = torch.randn(2, 3, 8)
+    model(x)
+    structure = discover(model, x)
+    assert bool(structure.sites_of("1", "shift")) == (padding in (0, "valid"))
+    assert structure.sites_of("1", "scale")
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
 
 
 def test_permutation_is_the_channel_map() -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import build
 from torch import nn
 
 from dither.graph import apply_scale, apply_shift, discover, fix_ones, random_rotation, rotate_residual
+from tiny_models import build
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dither import models
 from dither.errors import CheckpointError, ModelError
@@ -118,18 +119,35 @@ def test_architectures_name_the_class(tiny: Tiny, save: Save) -> None:
 
 
 def test_a_quantized_checkpoint_is_left_to_transformers(tiny: Tiny, save: Save) -> None:
-    folder = save(tiny("llama"))
+    """An int8 checkpoint as others write them (compressed-tensors): it runs, and a missing tensor is an error."""
+    model = tiny("llama")
+    folder = save(model)
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    for name, tensor in list(tensors.items()):
+        if name.endswith("_proj.weight"):
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            tensors[name] = (tensor / scale).round().to(torch.int8)
+            tensors[name.replace("weight", "weight_scale")] = scale
+            model.get_parameter(name).data = tensors[name] * scale
+    save_file(tensors, weights, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    scheme = {
-        "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
-        "targets": ["Linear"],
-    }
-    quantized = {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {"group_0": scheme}}
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantized}))
+    scheme = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head"], "config_groups": {"group_0": {"weights": scheme, "targets": ["Linear"], "format": "int-quantized"}},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
     source = models.open(folder)
     assert isinstance(source, models.MemorySource) and "already quantized" in source.notes[0]
-    assert torch.equal(source.tensor("model.norm.weight"), tiny("llama").state_dict()["model.norm.weight"])
-    (folder / "model.safetensors").write_bytes(b"cut")
+    ids = torch.tensor([[3, 5, 8, 13]])
+    with torch.no_grad():
+        assert torch.allclose(models.load(folder)[0](ids).logits, model(ids).logits, atol=1e-4)
+
+    save_file({n: t for n, t in tensors.items() if "norm" not in n}, weights, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.0\.input_layernorm\.weight"):
+        models.open(folder)
+    weights.write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="no whole safetensors file"):
         models.open(folder)
 

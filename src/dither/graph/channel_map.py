@@ -209,6 +209,9 @@ class _Mapping:
         """Read one part of a channel map off the inputs of a reader before and after the change."""
         view = before.view
         width = view.inp
+        if view.pads and self.source.kind == "shift":
+            self.failure = f"{view.name} puts zeros around what it reads, which a bias cannot make up for"
+            return
         x, y = before.x.reshape(-1, width), after.x.reshape(-1, width)
         if view.expert is None and view.experts > 1:
             rows = before.x.reshape(view.experts, -1, width), after.x.reshape(view.experts, -1, width)

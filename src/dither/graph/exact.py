@@ -21,6 +21,8 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Call = tuple[Args, Kwargs]
 
+PATTERN = 1048573  # random numbers drawn for one parameter before they repeat; a prime, so that no two rows are alike
+
 _NARROWING = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 
@@ -156,12 +158,14 @@ def randomize(
     for name, parameter in module.named_parameters():
         if not parameter.is_floating_point() or parameter.numel() == 0:
             continue
-        mean = parameter.mean()
-        spread = float(parameter.std(correction=0) + 0.2 * mean.abs() + 0.02)
+        few = parameter.detach().flatten()[:PATTERN]
+        mean = few.mean()
+        spread = float(few.std(correction=0) + 0.2 * mean.abs() + 0.02)
         if parameter.dim() > 1:
             spread = max(spread, (max(parameter.shape) / parameter.numel()) ** 0.5)
-        noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32).sub_(0.5).mul_(12**0.5)
-        parameter.copy_(noise).mul_(spread).add_(mean)
+        noise = torch.rand(min(parameter.numel(), PATTERN), generator=generator, dtype=torch.float32)
+        noise = noise.sub_(0.5).mul_(12**0.5).repeat(-(-parameter.numel() // PATTERN))[: parameter.numel()]
+        parameter.copy_(noise.view(parameter.shape)).mul_(spread).add_(mean)
         if name in louder:
             parameter.mul_(gain)
 

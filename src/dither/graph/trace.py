@@ -39,6 +39,7 @@ class View:
     experts: int  # 1 for a plain matrix
     expert: int | None  # None: all of them, batched
     groups: int = 1
+    pads: bool = False  # a convolution that puts zeros around what it reads
 
 
 @dataclass(eq=False)
@@ -176,7 +177,9 @@ def _conv(func: Callable[..., Any], args: Args, kwargs: Kwargs, parameters: Para
         return None
     groups, dim = int(given.get("groups", 1)), -_CONV[func] - 1
     out, inp = w.shape[0], w.shape[1] * groups
-    view = View(found[0], False, 0, 0, out, inp, out, inp, 1, 0, groups)
+    padding = given.get("padding", 0)
+    pads = padding != "valid" and any(p != 0 for p in (padding if isinstance(padding, tuple | list) else (padding,)))
+    view = View(found[0], False, 0, 0, out, inp, out, inp, 1, 0, groups, pads)
     rest = {k: given[k] for k in names[3:] if k in given}
     return Product(view, x, dim, dim, lambda t: func(t, w, **rest), given.get("bias"))
 

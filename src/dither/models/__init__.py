@@ -11,7 +11,7 @@ from dither.models.memory import MemorySource
 from dither.models.opening import check_folder, load
 from dither.models.opening import open_source as open
 from dither.models.skeleton import auto_class
-from dither.models.source import Source
+from dither.models.source import Source, return_freed_memory
 from dither.models.text import calibration_tokens, embedded_text, read_text, wikitext_join
 
 __all__ = [
@@ -23,6 +23,6 @@ __all__ = [
     "embedded_text",
     "load",
     "open",
-    "read_text",
+    "read_text", "return_freed_memory",
     "wikitext_join",
 ]

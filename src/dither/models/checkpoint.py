@@ -125,7 +125,7 @@ class Checkpoint(Source, ABC):
                     f"{self.where}: tensor {name} has the shape {list(self._plan[name].shape)}, but the config says "
                     f"{list(tensor.shape)}; one of the two is damaged: copy or download them again"
                 )
-        self._plan = {name: self._plan[name] for name in expected if name in self._plan}
+        self._plan = {name: self._plan[name] for name in self._model.state_dict() if name in self._plan}
         unused = self._truly_unused()
         if unused:
             self.notes.append(

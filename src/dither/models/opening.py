@@ -116,19 +116,20 @@ def _folder(name: str, folder: Path, dtype: torch.dtype | None) -> Source:
 
 def _whole(name: str, folder: Path, config: Any, dtype: torch.dtype | None, reason: str) -> Source:
     """Let transformers load everything into memory: for checkpoints that cannot be read one parameter at a time."""
+    options = {"dtype": dtype or "auto", "local_files_only": True, "use_safetensors": True}
     try:
-        model = skeleton.auto_class(config).from_pretrained(
-            folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True
-        )
-        model = model.eval()
+        model, info = skeleton.auto_class(config).from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # anything can go wrong in foreign loaders
         raise ModelError(f"{name}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from None
+    lost = sorted(set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]})
+    if lost:  # transformers fills these with random numbers
+        raise CheckpointError(f"{folder}: lacks the tensor {lost[0]} ({len(lost)} missing); copy or download it again")
     note = f"{name}: loaded whole into memory by transformers ({reason})"
     try:
         tokenizer = folder_tokenizer(name, folder)
     except NoTokenizer:
         tokenizer = None
-    return MemorySource(model, tokenizer, name=name, notes=[note])
+    return MemorySource(model.eval(), tokenizer, name=name, notes=[note])
 
 
 def _hub_folder(name: str) -> Path:

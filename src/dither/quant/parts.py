@@ -33,6 +33,7 @@ class Rounded:
     fallback: str | None = None  # why another rounding than the asked one was used
 
 
+@dataclass(frozen=True)
 class Part:
     """What all parts share: the statistics of a layer's input that they read (see `quant.statistics`)."""
 

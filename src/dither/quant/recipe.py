@@ -77,7 +77,7 @@ class Recipe:
             "name": self.name,
             "stages": [
                 {"part": type(p).__name__, **{f.name: getattr(p, f.name) for f in fields(p)}} for p in self.stages
-            ],  # type: ignore[arg-type]
+            ],
             "weights": self.weights.to_json(),
             "skip": list(self.skip),
             "overrides": {pattern: scheme.to_json() for pattern, scheme in self.overrides},

@@ -35,7 +35,7 @@ class Statistics:
     _max_abs: Tensor | None = None
     _rows: list[Tensor] = field(default_factory=list)
     _stride: int = 1
-    _scale: Tensor | None = None
+    _finished: bool = False  # whether the Gram matrix was mirrored and divided: it takes no more rows then
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -54,6 +54,8 @@ class Statistics:
             self._sum_abs = total if self._sum_abs is None else self._sum_abs + total
             self._max_abs = peak if self._max_abs is None else torch.maximum(self._max_abs, peak)
         if HESSIAN in self.needs:
+            if self._finished:
+                raise RuntimeError("statistics were read already; they take no more rows")
             if self._gram is None:
                 self._gram = torch.zeros(self.features, self.features, dtype=torch.float64, device=x.device)
             if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
@@ -74,30 +76,28 @@ class Statistics:
 
     @property
     def hessian(self) -> Tensor:
-        """``[I, I]`` float64, symmetric. KeyError where it was not asked for; ValueError where no token was seen."""
+        """``[I, I]`` float64, symmetric; not a copy: leave it as it is. KeyError where it was not asked for."""
         if self._gram is None:
             raise KeyError("the Hessian was not gathered for this layer")
-        h = kernels.gram_finish(self._gram) / max(self.tokens, 1)
-        if self._scale is not None:
-            inverse = 1 / self._scale.double()
-            h *= inverse
-            h *= inverse[:, None]
-        return h
+        if not self._finished:
+            kernels.gram_finish(self._gram)
+            self._gram /= max(self.tokens, 1)
+            self._finished = True
+        return self._gram
 
     @property
     def mean_abs(self) -> Tensor:
         """``[I]`` float32."""
         if self._sum_abs is None:
             raise KeyError("mean |x| was not gathered for this layer")
-        a = self._sum_abs / max(self.tokens, 1)
-        return a if self._scale is None else a / self._scale
+        return self._sum_abs / max(self.tokens, 1)
 
     @property
     def max_abs(self) -> Tensor:
         """``[I]`` float32."""
         if self._max_abs is None:
             raise KeyError("max |x| was not gathered for this layer")
-        return self._max_abs if self._scale is None else self._max_abs / self._scale
+        return self._max_abs
 
     @property
     def rows(self) -> Tensor:
@@ -106,7 +106,7 @@ class Statistics:
             raise KeyError("no input rows were kept for this layer")
         if len(self._rows) > 1:
             self._rows = [torch.cat(self._rows)]
-        return self._rows[0] if self._scale is None else self._rows[0] / self._scale
+        return self._rows[0]
 
     @property
     def has_hessian(self) -> bool:
@@ -114,7 +114,16 @@ class Statistics:
 
     def rescale(self, scale: Tensor) -> None:
         """Account for a scale ``s [I]`` folded in front of the layer: from now on the statistics are those of ``x / s``."""
-        self._scale = scale.clone() if self._scale is None else self._scale * scale
+        inverse = 1 / scale
+        if self._gram is not None:
+            gram = self.hessian
+            gram *= inverse.double()
+            gram *= inverse.double()[:, None]
+        if self._sum_abs is not None:
+            self._sum_abs = self._sum_abs * inverse
+        if self._max_abs is not None:
+            self._max_abs = self._max_abs * inverse
+        self._rows = [rows * inverse for rows in self._rows]
 
     def gram_blocks(self, group_size: int) -> Tensor | None:
         """The diagonal blocks ``G_k = sum_t x_k x_k^T / T`` of the groups: ``[G, n, n]`` float32.
@@ -135,8 +144,7 @@ class Statistics:
     def power(self) -> Tensor:
         """Mean of ``x^2`` of each input, ``[I]`` float32: the Hessian's diagonal, or its estimate from the kept rows."""
         if self._gram is not None:
-            d = self._gram.diagonal().float() / max(self.tokens, 1)
-            return d if self._scale is None else d / self._scale.square()
+            return self.hessian.diagonal().float()
         return self.rows.square().mean(0)
 
 

@@ -160,7 +160,7 @@ def run_paused(
             current = getcurrent()
             if g in done or current.parent is None:
                 return
-            on_input(g, module, args[0], current.call.mask)  # type: ignore[attr-defined]
+            on_input(g, module, args[0], current.call.mask)
             current.parent.switch(g)
 
         return pause
@@ -182,7 +182,7 @@ def run_paused(
 
         for k, call in enumerate(calls):
             routine = greenlet(lambda call=call: hidden(block(*call.args, **call.kwargs)))
-            routine.call = call  # type: ignore[attr-defined]
+            routine.call = call
             routines.append(routine)
             step(k)
         while waiting:

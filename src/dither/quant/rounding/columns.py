@@ -28,22 +28,27 @@ from dither.quant.statistics import HESSIAN, Statistics
 RETRIES = 5  # damping grows tenfold at each
 
 
-def damped_inverse_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
+def damped_inverse_factor(hessian: Tensor, damp: float, order: Tensor | None = None) -> tuple[Tensor, float]:
     """``U`` upper triangular with ``(H + d mean(diag H) I)^-1 = U^T U``, and the relative damping ``d`` that it took.
+
+    ``hessian [I, I]`` is left as it is; rows and columns are taken in ``order``; a zero on the diagonal counts as 1.
 
     One Cholesky of the reversed matrix and one triangular solve: with J the reversal, ``J H J = C C^T`` gives ``U = J C^-1 J``.
     Where the factorisation fails, the damping grows tenfold, up to five times. Raises ArithmeticError after that.
     """
-    mean = hessian.diagonal().mean()
-    flipped = hessian.flip(0, 1)
-    identity = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
+    backwards = torch.arange(len(hessian)).flip(0) if order is None else order.flip(0)
+    backwards = backwards.to(hessian.device)
+    damped = hessian.index_select(0, backwards).index_select(1, backwards)
+    diagonal = damped.diagonal().clone()
+    diagonal[diagonal == 0] = 1
+    mean = diagonal.mean()
     for _ in range(RETRIES):
-        damped = flipped.clone()
-        damped.diagonal().add_(damp * mean)
+        damped.diagonal().copy_(diagonal + damp * mean)
         lower, info = torch.linalg.cholesky_ex(damped)
         if int(info) == 0 and bool(torch.isfinite(lower).all()):
-            inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-            return inverse.flip(0, 1).contiguous(), damp
+            del damped
+            identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+            return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1), damp
         damp = max(damp, 1e-3) * 10
     raise ArithmeticError(f"the Hessian has no Cholesky factor even with {damp / 10:g} of its mean diagonal added")
 
@@ -93,30 +98,28 @@ class Columns(Rounding):
             return Rounded(nearest(weight, scheme, params), fallback=f"rounded to nearest: {failure}")
 
     def solve(self, weight: Tensor, hessian: Tensor, scheme: Scheme, params: Params | None = None) -> Rounded:
-        """``weight [O, I]``, ``hessian [I, I]`` float64. Raises ValueError (see `check_hessian`), ArithmeticError (no factor)."""
+        """``weight [O, I]``, ``hessian [I, I]`` float64, left as it is. Raises ArithmeticError where it has no factor."""
         outputs, features = weight.shape
-        check_hessian(hessian, features)
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        hessian = hessian.double().clone()
         work = weight.to(dtype, copy=True)
 
-        dead = hessian.diagonal() == 0  # inputs that were always zero: their weights do not matter
-        hessian.diagonal()[dead] = 1
+        diagonal = hessian.diagonal().clone()
+        dead = diagonal == 0  # inputs that were always zero: their weights do not matter
+        diagonal[dead] = 1
         work[:, dead] = 0
         params = scheme.fit(work) if params is None else params
 
         order = torch.arange(features, device=weight.device)
         if self.act_order:
-            order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-            hessian = hessian[order][:, order]
+            order = torch.argsort(diagonal, descending=True, stable=True)
             work = work[:, order].contiguous()
-        factor, damp = damped_inverse_factor(hessian, self.damp)
-        del hessian
+        factor, damp = damped_inverse_factor(hessian, self.damp, order)
+        factor = factor.to(dtype, memory_format=torch.contiguous_format)
 
         if self.static_groups:
-            codes, loss = _static(work, factor.to(dtype), scheme, params, order, self.block)
+            codes, loss = _static(work, factor, scheme, params, order, self.block)
         else:
-            codes, loss, params = _dynamic(work, factor.to(dtype), scheme, params, self.block)
+            codes, loss, params = _dynamic(work, factor, scheme, params, self.block)
         natural = torch.empty_like(codes)
         natural[:, order] = codes
         return Rounded(QTensor.from_codes(natural, params, scheme, (outputs, features)), loss=loss, damp=damp)
@@ -168,5 +171,6 @@ def columns(
     static_groups: bool = True,
 ) -> QTensor:
     """Round ``weight [O, I]`` given ``hessian [I, I]`` = mean x x^T; see `Columns` for the knobs."""
+    check_hessian(hessian, weight.shape[1])
     part = Columns(act_order=act_order, static_groups=static_groups, damp=damp, block=block)
-    return part.solve(weight, hessian, scheme, params).tensor
+    return part.solve(weight, hessian.double(), scheme, params).tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dither.claims.claim import Claim, Figures, Say, Test
-from dither.claims.work import float_perplexity, gap_closed, measured
+from dither.claims.work import CAVEAT, WORK, data, float_perplexity, gap_closed, measured
 from dither.formats import Int, group
 from dither.quant.recipes import AWQ, GPTQ, RTN
 from dither.quant.transforms.scale import candidate
@@ -56,7 +56,8 @@ CLAIM = Claim(
     name="awq",
     sentence="Scaling salient input channels, found from activations, removes most of the error of low-bit round-to-nearest.",
     source="Lin et al., MLSys 2024, arXiv 2306.00978, tables 1, 3 and 4",
-    work="SmolLM2-135M-Instruct, 3 and 4 bits in groups of 64, 64 x 512 calibration tokens, perplexity on 4 windows of 2048; Gaussian data",
+    work=f"{WORK}, at 3 and 4 bits; and Gaussian data (2048 tokens, 512 inputs)",
+    data=data,
     measure=measure,
     paper={
         "Llama-2-7B INT3-g128 RTN": 6.66,
@@ -84,5 +85,5 @@ CLAIM = Claim(
             lambda f: min(f["synthetic 1% by weight"], f["synthetic 1% at random"]) >= 0.95,
         ),
     ),
-    caveat="The float weights are themselves 4-bit (Q4_1, groups of 32), which flatters 4-bit results; 3 bits are not on that grid.",
+    caveat=CAVEAT + " The paper's figures are quoted from memory.",
 )

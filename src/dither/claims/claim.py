@@ -1,20 +1,23 @@
 """A claim: what a paper says, how it is measured here, the bar, and what came out.
 
-A measurement is a function of a seed that gives named figures; it runs once a seed, every arm in the same run. The record (JSON) holds the figures
-with their spread, the versions, the machine, the time, and the verdict: ``holds``, ``fails`` or ``holds in part``, as measured.
+A measurement is a function of a seed that gives named figures; it runs once a seed, every arm in the same run. The record (strict JSON) holds the
+figures with their spread, the data, versions, machine, time, and the verdict: ``holds``, ``fails`` or ``holds in part``, as measured.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dither.errors import UsageError
+from dither.errors import CheckpointError, UsageError
 
 RECORDS = Path(__file__).parent / "records"
 Figures = dict[str, float]
@@ -25,13 +28,16 @@ Say = Callable[[str], None]
 class Test:
     """One sentence of the claim made checkable: ``passes(means)`` of the mean figures, and what it means if it does not."""
 
+    __test__ = False  # not one of pytest's
+
     says: str
     passes: Callable[[Figures], bool]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """``paper`` figures are quoted for comparison; they are not what the verdict is measured against unless a test says so."""
+    """``paper`` figures are quoted for comparison; they are not what the verdict is measured against unless a test says so. ``data`` says
+    at run time what the work was measured on."""
 
     name: str
     sentence: str
@@ -39,41 +45,44 @@ class Claim:
     work: str
     measure: Callable[[int, Say], Figures]
     tests: tuple[Test, ...]
+    data: Callable[[], str]
     paper: dict[str, float] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     caveat: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.tests:
+            raise ValueError(f"claim {self.name}: needs at least one test, or its verdict would mean nothing")
+
 
 def run(claim: Claim, *, seeds: Sequence[int] | None = None, say: Say = print) -> dict[str, Any]:
-    """Measure a claim and return its record (plain data)."""
-    from dither.quant.compare import machine
+    """Measure a claim and return its record (plain data). Raises ValueError for no seeds, and where seeds give other figures."""
+    from dither.quant.machine import machine
 
-    chosen = tuple(seeds) if seeds is not None else claim.seeds
-    started, by_seed = time.perf_counter(), {}
+    chosen = tuple(dict.fromkeys(claim.seeds if seeds is None else seeds))
+    if not chosen:
+        raise ValueError("seeds: must name at least one")
+    started, by_seed = time.perf_counter(), []
     for seed in chosen:
         say(f"{claim.name}: seed {seed}")
-        by_seed[seed] = claim.measure(seed, say)
-    names = list(next(iter(by_seed.values())))
-    columns = {name: [figures[name] for figures in by_seed.values()] for name in names}
+        by_seed.append(claim.measure(seed, say))
+    if any(figures.keys() != by_seed[0].keys() for figures in by_seed):
+        raise ValueError(f"claim {claim.name}: its seeds measured different figures")
+    columns = {name: [figures[name] for figures in by_seed] for name in by_seed[0]}
     means = {name: statistics.fmean(values) for name, values in columns.items()}
-    holds = [bool(t.passes(means)) for t in claim.tests]
-    outcomes = [{"says": t.says, "holds": held} for t, held in zip(claim.tests, holds, strict=True)]
+    holds = [bool(test.passes(means)) for test in claim.tests]
     return {
         "claim": claim.name,
         "sentence": claim.sentence,
         "source": claim.source,
         "work": claim.work,
+        "data": claim.data(),
         "paper": claim.paper,
         "figures": {
-            name: {
-                "mean": means[name],
-                "spread": statistics.stdev(values) if len(values) > 1 else None,
-                "values": values,
-            }
-            for name, values in columns.items()
+            name: {"mean": means[name], "spread": _spread(values), "values": values} for name, values in columns.items()
         },
-        "tests": outcomes,
-        "verdict": "holds" if all(holds) else "holds in part" if any(holds) else "fails",
+        "tests": [{"says": test.says, "holds": held} for test, held in zip(claim.tests, holds, strict=True)],
+        "verdict": verdict(holds),
         "caveat": claim.caveat,
         "seeds": list(chosen),
         "seconds": time.perf_counter() - started,
@@ -81,30 +90,63 @@ def run(claim: Claim, *, seeds: Sequence[int] | None = None, say: Say = print) -
     }
 
 
-def save(record: dict[str, Any], folder: Path | None = None) -> Path:
-    """Store a record under its claim's name."""
-    from dither.quant.store import write_text
+def _spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation over seeds; None of one value, or where a value is not finite."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
-    path = (folder or RECORDS) / f"{record['claim']}.json"
-    write_text(path, json.dumps(record, indent=1) + "\n")
+
+def verdict(holds: Iterable[bool]) -> str:
+    """``holds`` if all do, ``fails`` if none does, else ``holds in part``."""
+    held = list(holds)
+    return "holds" if all(held) else "holds in part" if any(held) else "fails"
+
+
+def save(record: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """Store a record under its claim's name, whole or not at all: in ``folder``, else beside the claims, else (where the package cannot be
+    written) in the user's data folder. Raises DitherError where none of them takes it."""
+    from dither.quant.store import explained, write_text
+    from dither.quant.strict import dumps
+
+    path = (folder or (RECORDS if _writable(RECORDS) else user_folder())) / f"{record['claim']}.json"
+    with explained(path):
+        write_text(path, dumps(record, 1) + "\n")
     return path
 
 
 def stored(name: str, folder: Path | None = None) -> dict[str, Any] | None:
-    """The record of a claim, or None where it was never measured."""
-    path = (folder or RECORDS) / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The record of a claim, the latest where several are kept, or None where it was never measured. Raises CheckpointError where one is
+    damaged."""
+    paths = [place / f"{name}.json" for place in ([folder] if folder else [RECORDS, user_folder()])]
+    records = [_read(path) for path in paths if path.is_file()]
+    return max(records, key=lambda record: str(record["date"]), default=None)
 
 
-def find(name: str, claims: dict[str, Claim]) -> Claim:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not {"claim", "verdict", "date", "figures", "tests"} <= record.keys():
+            raise ValueError("it is no record of a claim")
+        return record
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged ({error}); remove it and measure the claim again") from None
+
+
+def user_folder() -> Path:
+    """``$XDG_DATA_HOME/dither/claims``, as the XDG base directory specification has it."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "dither" / "claims"
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in ``folder``, or in the nearest of its parents that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def find(name: str, claims: Mapping[str, Claim]) -> Claim:
     """The claim called ``name``. Raises UsageError that suggests the nearest."""
-    import difflib
-
     if name in claims:
         return claims[name]
-    near = difflib.get_close_matches(name, claims, n=1)
-    raise UsageError(
-        f"claim {name!r}: is unknown"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-        + f" The claims are {', '.join(claims)}"
-    )
+    near = difflib.get_close_matches(name.lower(), claims, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise UsageError(f"claim {name!r}: is unknown{hint} The claims are {', '.join(claims)}")

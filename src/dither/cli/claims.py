@@ -19,7 +19,7 @@ def command(
         str | None, typer.Option(help="Seeds, separated by commas.", show_default="the claim's own")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Where records are kept.", show_default="beside the package's claims")
+        Path | None, typer.Option(help="Where records are kept.", show_default="beside the package's claims, else the user's data folder")
     ] = None,
     json: o.Json = False,
 ) -> None:
@@ -29,18 +29,20 @@ def command(
     """
     from dither import claims
     from dither.errors import UsageError
+    from dither.quant.strict import strict
 
     if action is None:
         records = {n: claims.stored(n, folder) for n in claims.CLAIMS}
         if json:
-            o.emit({n: r or {"verdict": "not measured"} for n, r in records.items()})
+            o.emit(strict({n: r or {"claim": n, "verdict": "not measured"} for n, r in records.items()}))
             return
         for n, record in records.items():
             state = record["verdict"] if record else "not measured"
             print(f"{n:12} {state:14} {claims.CLAIMS[n].sentence}")
         return
     if action != "run" or name is None:
-        raise UsageError(f"claims {action} {name or ''}: is no call; say 'dither claims' or 'dither claims run NAME'")
+        call = " ".join(["claims", action, *([name] if name else [])])
+        raise UsageError(f"{call}: is no call; say 'dither claims' or 'dither claims run NAME'")
     claim = claims.find(name, claims.CLAIMS)
     chosen = None
     if seeds is not None:
@@ -50,7 +52,7 @@ def command(
     record = claims.run(claim, seeds=chosen, say=o.say)
     path = claims.save(record, folder)
     if json:
-        o.emit(record)
+        o.emit(strict(record))
         return
     _show(record)
     print(f"record: {path}")
@@ -59,6 +61,7 @@ def command(
 def _show(record: dict[str, Any]) -> None:
     print(f"{record['claim']}: {record['sentence']}")
     print(f"  {record['source']}")
+    print(f"  work: {record['work']}; {record['data']}; seeds {', '.join(map(str, record['seeds']))}")
     for name, value in record["paper"].items():
         print(f"  paper     {name}: {value:g}")
     for name, figure in record["figures"].items():

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json as js
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dither.cli import options as o
 
+if TYPE_CHECKING:
+    from dither.quant.arm import Follow
+    from dither.quant.compare import Arm
+    from dither.report import CompareRecord
+
+METHODS_HELP = """Methods, separated by commas; '+' joins methods into one. Knobs follow a method after colons, as in
+gptq:clip=output:damp=0.05,awq+gptq:gqa=true ('dither methods' lists them)."""
+
 
 def command(
     model: o.Model,
-    methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas; '+' joins methods into one.")
-    ] = "rtn,awq,gptq,awq+gptq",
+    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "rtn,awq,gptq,awq+gptq",
     bits: Annotated[str, typer.Option(help="Widths, separated by commas.")] = "4,3,2",
     group: Annotated[str, typer.Option(help="Group sizes, separated by commas; 'row' for one scale a row.")] = "64",
     out: Annotated[str, typer.Option("-o", "--out", help="Folder of the records and the report.")] = "dither-compare",
@@ -28,36 +39,104 @@ def command(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints.")] = False,
     json: o.Json = False,
 ) -> None:
-    """Quantize a model in many ways, judge each, and write table.csv, compare.json and report.html. Stopped, it resumes.
+    """Quantize a model in many ways, judge each, and write table.csv, compare.json, plot.svg and report.html. Stopped, it resumes.
 
-    Example: dither compare smollm2 --methods rtn,awq,gptq --bits 4,3 --windows 4 -o compare
+    Example: dither compare smollm2 --methods rtn,gptq:clip=output,awq+gptq --bits 4,3 --windows 4 -o compare
     """
-    from pathlib import Path
-
     from dither import report
-    from dither.errors import UsageError
     from dither.quant import compare
 
-    widths = [w.strip() for w in bits.split(",")]
-    if not all(w.isdigit() for w in widths):
-        raise UsageError(f"--bits {bits}: must be numbers separated by commas")
-    arms = [
-        compare.Arm(m.strip(), o.bits_of(int(w)), o.group_size(g.strip()))
-        for m in methods.split(",")
-        for w in widths
-        for g in group.split(",")
-    ]
+    chosen = arms(methods, bits, group)
     setting = compare.Setting(model, calibration, samples, length, seed, text, join, windows, window_length)
     folder = Path(out)
-    data = compare.run(setting, arms, folder, evaluation=o.evaluation_text(text, join), keep=keep, tell=o.say)
+    with progress(f"compare {model}") as (say, follow):
+        data = compare.run(
+            setting, chosen, folder, evaluation=o.evaluation_text(text, join), keep=keep, say=say, follow=follow
+        )
     record = report.CompareRecord.model_validate(data)
-    report.to_json(record, folder / "compare.json")
-    report.to_csv(record, folder / "table.csv")
-    report.html(record, folder / "report.html")
+    write(record, folder)
     if json:
-        o.emit(data)
+        print(record.model_dump_json(), flush=True)
         return
     from rich.console import Console
 
     Console().print(report.terminal_table(record))
-    print(f"{folder / 'report.html'}: the report; table.csv and compare.json beside it")
+    print(f"{folder / 'report.html'}: the report; table.csv, compare.json and plot.svg beside it")
+
+
+def write(record: CompareRecord, folder: Path) -> None:
+    """The record, its table, its picture and its page, into ``folder``."""
+    from dither import report
+
+    report.to_json(record, folder / "compare.json")
+    report.to_csv(record, folder / "table.csv")
+    report.plot_svg(record, folder / "plot.svg")
+    report.html(record, folder / "report.html")
+
+
+def arms(methods: str, bits: str, group: str) -> list[Arm]:
+    """Every method at every width and group size, methods first. Raises UsageError for what cannot be read."""
+    from dither.errors import UsageError
+    from dither.quant.compare import Arm
+
+    widths = [w.strip() for w in bits.split(",")]
+    if not all(w.isdigit() for w in widths):
+        raise UsageError(f"--bits {bits}: must be numbers separated by commas")
+    return [
+        Arm(name, o.bits_of(int(width)), o.group_size(size.strip()), knobs)
+        for name, knobs in (method(spec) for spec in split(methods, ","))
+        for width in widths
+        for size in group.split(",")
+    ]
+
+
+def method(spec: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """``"gptq:clip=output:damp=0.05"`` -> ``("gptq", (("clip", "output"), ("damp", 0.05)))``."""
+    from dither.errors import UsageError
+
+    name, *items = (part.strip() for part in split(spec, ":"))
+    knobs: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--methods {spec}: {item!r} must be KNOB=VALUE, as in gptq:damp=0.05")
+        if key in ("bits", "group", "weights"):
+            raise UsageError(f"--methods {spec}: {key!r} is the same for all methods; use --bits and --group")
+        try:
+            knobs[key] = js.loads(value)
+        except ValueError:
+            knobs[key] = value
+    return name, tuple(knobs.items())
+
+
+def split(text: str, at: str) -> list[str]:
+    """``text`` cut at a character, but not inside of brackets: values may be JSON lists."""
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c in "[{") - (c in "]}")
+        if c == at and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return parts
+
+
+@contextmanager
+def progress(label: str) -> Iterator[tuple[Callable[[str], None], Follow]]:
+    """What a comparison tells: a bar over the blocks of the row at work on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield o.say, lambda done, blocks: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+
+        def say(line: str) -> None:
+            bar.console.print(line, markup=False, highlight=False)
+            bar.reset(task, total=None)
+            bar.update(task, description=line.partition(":")[0])
+
+        yield say, lambda done, blocks: bar.update(task, total=blocks, completed=done)

@@ -36,7 +36,7 @@ def command(
     if html is not None:
         report.inspect_html(record, html)
     if json:
-        o.emit(facts)
+        print(record.model_dump_json(), flush=True)
         return
     from rich.console import Console
 

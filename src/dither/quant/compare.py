@@ -1,56 +1,68 @@
 """Many recipes on one model, with one calibration and one evaluation, so that the figures compare.
 
-Each quantization runs in a process of its own: its time, CPU time and peak memory are then its own too. Finished rows are on disk; a rerun of
-the same comparison goes on after them.
+Each row is made in a process of its own (`quant.arm`). Finished rows are on disk, so the same comparison started again goes on after them,
+in the middle of a row too; rows that failed are tried again. A comparison is the same if the *contents* of its model, calibration and evaluation
+are, wherever they lie.
+
+    OUT/setting.json            what all rows share, with the hashes of its contents
+    OUT/float.json              the float model's perplexity
+    OUT/rows/NAME.json          one finished row, and the machine that made it
+    OUT/rows/NAME.costs.json    what quantizing cost, while the row is not yet judged
+    OUT/checkpoints/NAME/       removed when the row is finished, unless kept
+    OUT/logs/NAME.txt           what the row's process said
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import platform
-import subprocess
-import sys
+import re
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dither import models
-from dither.errors import DitherError, UsageError
-from dither.quant.checkpoint import load
-from dither.quant.judge import perplexity
-from dither.quant.outcome import Report
+from dither.errors import CheckpointError, DitherError, UsageError
+from dither.quant.arm import ArmFailed, Follow, Job, start
 from dither.quant.recipes import build
-from dither.quant.store import fingerprint, write_text
+from dither.quant.store import explained, fingerprint, write_text
+from dither.quant.strict import dumps
+
+_MESSAGES = {"model": "the model", "calibration": "the calibration text", "text": "the evaluation text"}
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row to be: a method with its options, under a label."""
+    """One row to be: a method with its knobs at one width. ``group`` None means one scale a row."""
 
     method: str
     bits: int
     group: int | None
     options: tuple[tuple[str, Any], ...] = ()
-    label: str = ""
 
     @property
     def title(self) -> str:
-        """What tables call the row's method."""
-        return self.label or " ".join([self.method, *(f"{k}={v}" for k, v in self.options)])
+        """What tables call the row's method: ``"gptq clip=output"``."""
+        return " ".join([self.method, *(f"{k}={_plain(v)}" for k, v in self.options)])
 
     @property
     def name(self) -> str:
-        tail = "".join(f"-{k}={v}" for k, v in self.options)
-        return f"{self.method}-w{self.bits}g{self.group if self.group is not None else 'row'}{tail}"
+        """A file name of its own: ``"gptq-w4g64-clip=output"``."""
+        size = "row" if self.group is None else self.group
+        whole = f"{self.method}-w{self.bits}g{size}" + "".join(f"-{k}={_plain(v)}" for k, v in self.options)
+        safe = re.sub(r"[^\w.=+-]", "_", whole)
+        return safe if safe == whole and len(safe) <= 100 else f"{safe[:80]}-{fingerprint(whole)}"
+
+    def recipe_options(self) -> dict[str, Any]:
+        return {"bits": self.bits, "group": self.group, **dict(self.options)}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows share."""
+    """What all rows share. ``calibration``: a text file, a folder of text, a hub data set, or None (the embedded text)."""
 
     model: str
     calibration: str | None
@@ -62,9 +74,6 @@ class Setting:
     windows: int | None
     window_length: int
 
-    def key(self) -> str:
-        return fingerprint(vars(self))
-
 
 def run(
     setting: Setting,
@@ -73,31 +82,22 @@ def run(
     *,
     evaluation: str,
     keep: bool = False,
-    tell: Callable[[str], None] = print,
+    say: Say = print,
+    follow: Follow = lambda done, blocks: None,
 ) -> dict[str, Any]:
-    """The comparison as plain data (see `report.records.CompareRecord`). ``out`` holds finished rows and, while needed, checkpoints.
+    """The comparison as plain data (see `report.records.CompareRecord`). ``evaluation``: the text to judge on, joined as asked.
 
-    Raises UsageError for unknown methods before anything runs, and where ``out`` holds another comparison.
+    A row that fails is a row with status "failed" and a reason. Raises UsageError for unknown methods and knobs before anything runs, and
+    where ``out`` holds another comparison; DitherError where the float model cannot be judged.
     """
+    arms = list({arm.name: arm for arm in arms}.values())
     for arm in arms:
-        build(arm.method, {"bits": arm.bits, "group": arm.group, **dict(arm.options)})
-    out.mkdir(parents=True, exist_ok=True)
-    stamp = out / "setting.json"
-    if stamp.is_file() and json.loads(stamp.read_text())["key"] != setting.key():
-        raise UsageError(f"{out}: holds a comparison with other settings; choose another folder")
-    write_text(stamp, json.dumps({"key": setting.key(), **vars(setting)}, indent=1))
-    base = _base(setting, out, evaluation, tell)
-    rows = [_row(setting, arm, out, evaluation, keep, tell) for arm in arms]
-    return {
-        **about(setting),
-        "float_perplexity": base["perplexity"],
-        "float_bits_per_weight": base["bits"],
-        "rows": rows,
-    }
-
-
-def about(setting: Setting) -> dict[str, Any]:
-    """Where and how a comparison was made."""
+        build(arm.method, arm.recipe_options())
+    _claim(setting, out, evaluation)
+    base = _base(setting, out, evaluation, say)
+    rows = [_row(setting, arm, out, evaluation, keep, say, follow) for arm in arms]
+    where = base["machine"]
+    strangers = [arm.name for arm, row in zip(arms, rows, strict=True) if row["machine"] != where]
     return {
         "model": setting.model,
         "calibration": {"text": _name(setting.calibration), "windows": setting.samples, "length": setting.length},
@@ -107,129 +107,141 @@ def about(setting: Setting) -> dict[str, Any]:
             "length": setting.window_length,
         },
         "seed": setting.seed,
-        **machine(),
+        "machine": where,
+        "date": max([base["date"], *(row["date"] for row in rows)]),
+        "float_perplexity": base["perplexity"],
+        "float_bits_per_weight": base["bits"],
+        "notes": [f"measured on another machine, or with other versions: {', '.join(strangers)}"] if strangers else [],
+        "rows": [row["row"] for row in rows],
     }
 
 
-def machine() -> dict[str, Any]:
-    """What a figure was measured with: processor, threads, versions, date."""
-    from importlib.metadata import version
-
-    import dither
-
-    cpu = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
+def identity(setting: Setting, evaluation: str) -> dict[str, Any]:
+    """The setting, and a hash of each content that it names."""
     return {
-        "machine": {
-            "cpu": cpu,
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "dither": dither.__version__,
-                "python": platform.python_version(),
-                **{p: version(p) for p in ("torch", "transformers")},
-            },
+        "setting": {k: v for k, v in asdict(setting).items() if k not in ("model", "calibration", "text")},
+        "names": {k: getattr(setting, k) for k in _MESSAGES},
+        "contents": {
+            "model": models.open(setting.model).fingerprint(),
+            "calibration": _content(setting.calibration),
+            "text": _hash(evaluation),
         },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+def _content(calibration: str | None) -> str:
+    """A hash of the calibration text; a hub data set is known by its name."""
+    if calibration is None:
+        return _hash(models.embedded_text("calibration"))
+    return _hash(models.read_text(calibration)) if Path(calibration).exists() else f"data set {calibration}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _claim(setting: Setting, out: Path, evaluation: str) -> None:
+    """Make ``out`` the folder of this comparison. Raises UsageError, saying what differs, where it is another one's."""
+    stamp, new = out / "setting.json", identity(setting, evaluation)
+    if stamp.is_file():
+        old = _read(stamp)
+        changes = [
+            f"{key}: {old['setting'].get(key)} -> {value}"
+            for key, value in new["setting"].items()
+            if old["setting"].get(key) != value
+        ]
+        for key, what in _MESSAGES.items():
+            if old["contents"].get(key) != new["contents"][key]:
+                a, b = old["names"].get(key) or "embedded text", new["names"][key] or "embedded text"
+                changes.append(f"{what}: {a} -> {b}" if a != b else f"{what}: the content of {a} changed")
+        if changes:
+            raise UsageError(f"{out}: holds a comparison with other settings ({'; '.join(changes)}); choose another folder")
+        return
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(stamp, dumps(new, 1))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file that this module wrote. Raises CheckpointError where it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+        return found
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged ({error}); remove it and run again") from None
 
 
 def _name(text: str | None) -> str:
     return "embedded text" if text is None else Path(text).name
 
 
-def _base(setting: Setting, out: Path, evaluation: str, tell: Callable[[str], None]) -> dict[str, Any]:
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _base(setting: Setting, out: Path, evaluation: str, say: Say) -> dict[str, Any]:
     path = out / "float.json"
-    if not path.is_file():
-        tell(f"{setting.model}: float perplexity")
-        model, tokenizer = models.load(setting.model)
-        result = perplexity(model, evaluation, tokenizer, windows=setting.windows, length=setting.window_length)
-        bits = 8 * models.open(setting.model).dtype.itemsize
-        write_text(path, json.dumps({"perplexity": result.perplexity, "bits": bits, "seconds": result.seconds}))
-    found: dict[str, Any] = json.loads(path.read_text())
+    if path.is_file():
+        return _read(path)
+    say(f"float: perplexity of {setting.model}")
+    job = Job(setting.model, evaluation, setting.windows, setting.window_length)
+    try:
+        found = start(job, out / "logs" / "float.txt", lambda done, blocks: None, lambda costs: None)
+    except ArmFailed as error:
+        raise DitherError(f"{setting.model}: the float model cannot be judged ({error})") from None
+    with explained(out):
+        write_text(path, dumps(found, 1))
     return found
 
 
 def _row(
-    setting: Setting, arm: Arm, out: Path, evaluation: str, keep: bool, tell: Callable[[str], None]
+    setting: Setting, arm: Arm, out: Path, evaluation: str, keep: bool, say: Say, follow: Follow
 ) -> dict[str, Any]:
-    path = out / "rows" / f"{arm.name}.json"
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-    tell(f"{arm.name}: quantizing")
+    """``{"row", "machine", "date"}`` of one arm, from disk where it is finished."""
+    path, spent = out / "rows" / f"{arm.name}.json", out / "rows" / f"{arm.name}.costs.json"
     folder = out / "checkpoints" / arm.name
-    row: dict[str, Any] = {"method": arm.title, "bits": arm.bits, "group": arm.group}
-    try:
-        facts = _quantize(setting, arm, folder)
-        report = Report.read(folder)
-        tell(f"{arm.name}: perplexity")
-        model, tokenizer = load(folder)
-        result = perplexity(model, evaluation, tokenizer, windows=setting.windows, length=setting.window_length)
-    except DitherError as error:
-        row |= {"status": "failed", "reason": str(error)}
-    else:
-        row |= {
-            "status": "ok",
-            "scheme": report.layers[0].scheme,
-            "bits_per_weight": report.bits_per_weight,
-            "perplexity": result.perplexity,
-            "seconds": facts["seconds"],
-            "cpu_seconds": facts["cpu_seconds"],
-            "peak_memory_bytes": facts["peak_memory_bytes"],
-            "checkpoint_bytes": _size(folder),
-            "notes": facts["notes"],
-            "layers": [vars(layer) | {"shape": list(layer.shape)} for layer in report.layers],
-        }
-        del model
-    if not keep and folder.exists():
-        import shutil
-
-        shutil.rmtree(folder)
-    write_text(path, json.dumps(row, indent=1))
-    return row
-
-
-def _quantize(setting: Setting, arm: Arm, folder: Path) -> dict[str, Any]:
-    """``dither quantize`` in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "dither.cli.main",
-        "quantize",
+    if path.is_file():
+        found = _read(path)
+        if found["row"]["status"] == "ok" and not (keep and not (folder / "config.json").is_file()):
+            return found
+    say(f"{arm.name}: quantizing and judging")
+    job = Job(
         setting.model,
-        "--method",
+        evaluation,
+        setting.windows,
+        setting.window_length,
         arm.method,
-        "--bits",
-        str(arm.bits),
-        "--group",
-        "row" if arm.group is None else str(arm.group),
-        "--samples",
-        str(setting.samples),
-        "--length",
-        str(setting.length),
-        "--seed",
-        str(setting.seed),
-        "-o",
+        arm.recipe_options(),
         str(folder),
-        "--json",
-    ]
-    if setting.calibration is not None:
-        command += ["--calibration", setting.calibration]
-    for key, value in arm.options:
-        command += ["--set", f"{key}={json.dumps(value)}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise DitherError(last[0].removeprefix("dither: "))
-    facts: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return facts
-
-
-def _size(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        setting.calibration,
+        setting.samples,
+        setting.length,
+        setting.seed,
+    )
+    with explained(out):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    row: dict[str, Any] = {"method": arm.title, "bits": arm.bits, "group": arm.group}
+    where = {key: _read(out / "float.json")[key] for key in ("machine", "date")}
+    try:
+        result = start(job, out / "logs" / f"{arm.name}.txt", follow, lambda costs: write_text(spent, dumps(costs, 1)))
+    except ArmFailed as error:
+        row |= {"status": "failed", "reason": str(error)}
+        say(f"{arm.name}: failed: {error}")
+    else:
+        where = {key: result.pop(key) for key in where}
+        row |= {"status": "ok", **result}
+        if spent.is_file():
+            row |= _read(spent)
+        else:
+            row["notes"] = [*row["notes"], "quantized in several runs, so time and memory were not measured"]
+        say(f"{arm.name}: perplexity {float(row['perplexity']):.2f} at {row['bits_per_weight']:.2f} bits a weight")
+    with explained(out):
+        found = {"row": row, **where}
+        write_text(path, dumps(found, 1))
+        spent.unlink(missing_ok=True)
+        if (row["status"] == "failed" or not keep) and folder.exists():
+            shutil.rmtree(folder)
+    return found

@@ -13,6 +13,8 @@ from dither.quant.parts import BlockView
 from dither.quant.statistics import Statistics, layer_input
 from dither.quant.walker import Call, run, run_paused
 
+SEARCH_PIECE = 512  # tokens kept of one batch, at least one row (a sequence, an image)
+
 
 class Streams:
     """Hidden states of every batch in front of the next block, and each block's other arguments.
@@ -72,12 +74,14 @@ def float_pass(
     for name in captured:
         kept = view.search_calls.setdefault(name, [])
         if name == "":
-            kept += _first(calls, capture_tokens)
+            for call in calls:
+                _keep(kept, call, capture_tokens)
             continue
 
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: list[Call] = kept) -> None:
-            if sum(c.tokens for c in kept) < capture_tokens:
-                kept.append(Call(args, kwargs, current[0].mask))
+        def keep(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: list[Call] = kept
+        ) -> None:
+            _keep(kept, Call(args, kwargs, current[0].mask), capture_tokens)
 
         handles.append(runner.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True))
     outputs = []
@@ -119,15 +123,10 @@ def rounded_pass(
     return run_paused(runner, calls, modules, on_input, on_ready)
 
 
-def _first(calls: Sequence[Call], tokens: int) -> list[Call]:
-    taken: list[Call] = []
-    seen = 0
-    for call in calls:
-        if seen >= tokens:
-            break
-        taken.append(call)
-        seen += call.tokens
-    return taken
+def _keep(kept: list[Call], call: Call, tokens: int) -> None:
+    """Keep the head of a call, unless enough tokens are kept: a few from each batch see more of the data than all of one."""
+    if sum(c.tokens for c in kept) < tokens:
+        kept.append(call.head(min(tokens, SEARCH_PIECE)))
 
 
 def shorten(batch: dict[str, Tensor], tokens: int = 16) -> dict[str, Tensor]:

@@ -52,6 +52,25 @@ class Call:
             raise TypeError("a block was called without any tensor")
         return next((k for k, v in tensors if v.is_floating_point()), tensors[0][0])
 
+    def head(self, tokens: int) -> Call:
+        """The same call on its first rows (sequences, images) that hold at least ``tokens`` tokens: every tensor whose first dimension is
+        the input's is cut alike; masks and tables that all rows share stay."""
+        x = self.input
+        rows = x.shape[0] if x.dim() > 1 else 1
+        keep = max(1, -(-tokens * rows // max(self.tokens, 1)))
+        if keep >= rows:
+            return self
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[:keep] if value.dim() and value.shape[0] == rows else value
+            if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+                return type(value)(cut(v) for v in value)
+            return value
+
+        mask = None if self.mask is None else self.mask[:keep]
+        return Call(tuple(cut(v) for v in self.args), {k: cut(v) for k, v in self.kwargs.items()}, mask)
+
     @property
     def tokens(self) -> int:
         """How many vectors (or ids) the input holds."""

@@ -27,7 +27,7 @@ class AWQ(Method):
     grid: int = 20  # section 4.1: exponents tried
     clip: bool = True
     gqa: bool = False  # also scale v -> o under grouped-query attention; the paper's code does not
-    search_tokens: int = 2048
+    search_tokens: int = 1024
     round: bool = True
 
     def stages(self) -> Sequence[Part]:

@@ -42,7 +42,7 @@ class ScaleSearch(Transform):
 
     grid: int = 20
     grouped_query: bool = False
-    tokens: int = 2048
+    tokens: int = 1024
     needs: ClassVar[frozenset[str]] = frozenset({MEAN_ABS, ROWS})
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class ScaleSearch(Transform):
     def search(self, block: BlockView, site: Site, readers: list[Consumer]) -> tuple[Tensor, dict[str, Any]]:
         """The best scale ``[C]`` (one a producer channel) and what the search saw. FloatingPointError where no loss is finite."""
         importance = self._importance(block, site, readers)
-        trial = _Trial(block, readers, self.tokens)
+        trial = _Trial(block, readers)
         best, best_loss, best_r, plain = torch.ones_like(importance), math.inf, 0.0, math.nan
         for i in range(self.grid):
             r = i / self.grid
@@ -145,10 +145,10 @@ def scope(readers: Sequence[Consumer]) -> str:
 class _Trial:
     """The module f on its stored inputs, in the compute type, with the readers' weights exchanged for trial ones."""
 
-    def __init__(self, block: BlockView, readers: Sequence[Consumer], tokens: int) -> None:
+    def __init__(self, block: BlockView, readers: Sequence[Consumer]) -> None:
         name = scope(readers)
         self.module = copy.deepcopy(block.module.get_submodule(name)).to(block.compute)
-        self.calls = _take(block.search_calls[name], tokens)
+        self.calls = block.search_calls[name]
         self.readers = readers
         layers: list[Layer] = [block.structure.layer(c.layer or "") for c in readers]
         self.weights = [layer.matrix(block.module).detach().clone() for layer in layers]
@@ -172,17 +172,6 @@ class _Trial:
             total += float(difference.square_().sum())
             count += difference.numel()
         return total / max(count, 1)
-
-
-def _take(calls: list[Call], tokens: int) -> list[Call]:
-    """The first calls that hold ``tokens`` tokens together."""
-    taken, seen = [], 0
-    for call in calls:
-        taken.append(call)
-        seen += call.tokens
-        if seen >= tokens:
-            break
-    return taken
 
 
 def _rows(module: nn.Module, call: Call) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import tiny_models
 from torch import nn
+
+import tiny_models
 
 
 def tokenizer() -> Any:
@@ -34,5 +35,5 @@ def text(sentences: int = 120, seed: int = 0) -> str:
     import random
 
     draw = random.Random(seed)
-    words = "few bits lose less when noise is added on purpose and every stored byte counts".split()
+    words = ["few", "bits", "lose", "less", "when", "noise", "is", "added", "on", "purpose", "and", "every", "stored", "byte", "counts"]
     return "\n".join(" ".join(draw.choices(words, k=9)) + "." for _ in range(sentences))

@@ -9,7 +9,6 @@ Importing this package is cheap: everything below is loaded when first used.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -20,10 +19,7 @@ if TYPE_CHECKING:
     from dither.quant import load, perplexity, quantize, recipes
     from dither.quant.export import export
 
-try:
-    __version__ = version("dither")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 _MODULES = ("claims", "errors", "formats", "graph", "kernels", "models", "quant", "report")
 _NAMES = {
@@ -61,6 +57,13 @@ def __getattr__(name: str) -> Any:
         value = getattr(module, "load" if name == "load_float" else name)
         globals()[name] = value
         return value
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("dither")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0+unknown"
     raise AttributeError(f"module 'dither' has no attribute {name!r}")
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_folder
 import torch
 
+import tiny_folder
 from dither import models
 from dither.errors import CheckpointError, DitherError, UsageError
 from dither.quant import arm as arm_module

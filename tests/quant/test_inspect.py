@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_folder
-import tiny_models
 import torch
 from scipy import stats
 from torch import Tensor, nn
 
+import tiny_folder
+import tiny_models
 from dither.errors import ModelError
 from dither.formats import Int, group
 from dither.quant.inspect import WIDTHS, inspect, kurtosis
@@ -41,7 +41,9 @@ def tokens() -> Tensor:
 @pytest.fixture(scope="module")
 def record(model: nn.Module, tokens: Tensor) -> InspectRecord:
     torch.set_num_threads(1)
-    return InspectRecord.model_validate(inspect(model, tokens, group=16, compute=torch.float32))
+    return InspectRecord.model_validate(
+        inspect(model, tokens, group=16, tokenizer=tiny_folder.tokenizer(), compute=torch.float32)
+    )
 
 
 def inputs(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
@@ -95,7 +97,7 @@ def test_sites_are_listed_with_their_layers(record: InspectRecord) -> None:
 
 def test_the_model_is_not_changed(model: nn.Module, tokens: Tensor, record: InspectRecord) -> None:
     before = copy.deepcopy(model.state_dict())
-    inspect(model, tokens[:1], group=None)
+    inspect(model, tokens[:1], group=None, tokenizer=tiny_folder.tokenizer())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert record.model == "LlamaForCausalLM" and record.calibration.text == "given tokens"
     assert (record.calibration.windows, record.calibration.length) == (6, 24) and record.scheme.endswith("group 16")

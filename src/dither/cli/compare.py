@@ -16,7 +16,7 @@ from dither.cli import options as o
 if TYPE_CHECKING:
     from dither.quant.arm import Follow
     from dither.quant.compare import Arm
-    from dither.report import CompareRecord
+    from dither.report import CompareRecord, InspectRecord
 
 METHODS_HELP = """Methods, separated by commas; '+' joins methods into one. Knobs follow a method after colons, as in
 gptq:clip=output:damp=0.05,awq+gptq:gqa=true ('dither methods' lists them)."""
@@ -40,10 +40,12 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Quantize a model in many ways, judge each, and write table.csv, compare.json, plot.svg and report.html. Stopped, it resumes.
+    A way that fails is a row that says why.
 
     Example: dither compare smollm2 --methods rtn,gptq:clip=output,awq+gptq --bits 4,3 --windows 4 -o compare
     """
     from dither import report
+    from dither.errors import DitherError
     from dither.quant import compare
 
     chosen = arms(methods, bits, group)
@@ -57,11 +59,11 @@ def command(
     write(record, folder)
     if json:
         print(record.model_dump_json(), flush=True)
-        return
-    from rich.console import Console
-
-    Console().print(report.terminal_table(record))
-    print(f"{folder / 'report.html'}: the report; table.csv, compare.json and plot.svg beside it")
+    else:
+        show(record)
+        print(f"{folder / 'report.html'}: the report; table.csv, compare.json and plot.svg beside it")
+    if all(row.status == "failed" for row in record.rows):
+        raise DitherError(f"every row failed; the first: {record.rows[0].reason}")
 
 
 def write(record: CompareRecord, folder: Path) -> None:
@@ -72,6 +74,18 @@ def write(record: CompareRecord, folder: Path) -> None:
     report.to_csv(record, folder / "table.csv")
     report.plot_svg(record, folder / "plot.svg")
     report.html(record, folder / "report.html")
+
+
+def show(record: CompareRecord | InspectRecord) -> None:
+    """The record's table on standard output; in a file or a pipe as wide as it needs to be, not the 80 columns that rich assumes there."""
+    from rich.console import Console
+
+    from dither import report
+
+    table, console = report.terminal_table(record), Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, Console(width=1000).measure(table).maximum))
+    console.print(table)
 
 
 def arms(methods: str, bits: str, group: str) -> list[Arm]:
@@ -136,7 +150,6 @@ def progress(label: str) -> Iterator[tuple[Callable[[str], None], Follow]]:
 
         def say(line: str) -> None:
             bar.console.print(line, markup=False, highlight=False)
-            bar.reset(task, total=None)
-            bar.update(task, description=line.partition(":")[0])
+            bar.reset(task, description=line.partition(":")[0])
 
         yield say, lambda done, blocks: bar.update(task, total=blocks, completed=done)

@@ -72,11 +72,7 @@ def command(
     if json:
         o.emit(record.model_dump(mode="json") | facts)
         return
-    from rich.console import Console
-
-    from dither import report
-
-    Console().print(report.terminal_table(record))
+    compare_verb.show(record)
     print(f"picture     {out / 'plot.svg'}; report with all layers: {out / 'report.html'}")
     print(f"checkpoint  {facts['checkpoint']} (transformers loads it after 'import dither')")
     print(f"export      {facts['export']} (compressed-tensors); transformers loads it without dither and says:")
@@ -140,7 +136,7 @@ def foreign_text(exported: Path) -> str:
     from dither.errors import DitherError
 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    command = [sys.executable, "-c", FOREIGN, str(exported), PROMPT]
+    command = [sys.executable, "-P", "-c", FOREIGN, str(exported), PROMPT]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=FOREIGN_SECONDS)
     except subprocess.TimeoutExpired:

@@ -25,19 +25,12 @@ def command(
     import dither
     from dither.quant.evaluate import open_model
 
-    network, tokenizer = open_model(model, dtype)
     content = o.evaluation_text(text, join)
+    network, tokenizer = open_model(model, dtype)
     with o.window_progress(f"eval {model}") as progress:
         result = dither.perplexity(network, content, tokenizer, windows=windows, length=length, progress=progress)
     if json:
-        o.emit(
-            {
-                "perplexity": result.perplexity,
-                "tokens": result.tokens,
-                "windows": result.windows,
-                "seconds": result.seconds,
-            }
-        )
+        o.emit({"perplexity": result.perplexity, "tokens": result.tokens, "seconds": result.seconds})
     else:
         print(
             f"perplexity {result.perplexity:.3f} on {result.windows} windows of {length} tokens ({result.seconds:.1f} s)"

@@ -97,8 +97,10 @@ def evaluation_text(text: str | None, join: str) -> str:
 
 
 def emit(record: dict[str, Any]) -> None:
-    """The machine's answer: one line, the last of standard output."""
-    print(json.dumps(record, default=str), flush=True)
+    """The machine's answer: one line of strict JSON, the last of standard output."""
+    from dither.quant.strict import dumps
+
+    print(dumps(record), flush=True)
 
 
 def say(text: str) -> None:

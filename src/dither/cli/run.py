@@ -34,10 +34,12 @@ def command(
 
     if not prompt:
         raise UsageError("the prompt is empty")
-    network, tokenizer = open_model(model, dtype)
+    if stop and not all(stop):
+        raise UsageError("--stop: a stop string is empty")
     sampling = Sampling(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=tuple(stop or ())
     )
+    network, tokenizer = open_model(model, dtype)
     started = time.perf_counter()
     first: list[float] = []
 

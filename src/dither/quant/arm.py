@@ -54,7 +54,7 @@ def start(job: Job, log: Path, follow: Follow, costs: Costs) -> dict[str, Any]:
     Raises ArmFailed with the child's reason.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "dither.quant.arm"]
+    command = [sys.executable, "-P", "-m", "dither.quant.arm"]  # -P: no module of the working folder gets in
     with (
         open(log, "w", encoding="utf-8") as errors,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
@@ -137,7 +137,7 @@ def _work(job: Job, send: Callable[..., None]) -> dict[str, Any]:
         progress=lambda event: send(event=[event.done, event.blocks]),
     ).report
     if not finished and not report.resumed_blocks:  # else part of the work was done, and paid for, by another process
-        memory = peak_memory() or report.peak_memory_bytes
+        memory = report.peak_memory_bytes
         send(costs={"seconds": report.seconds, "cpu_seconds": report.cpu_seconds, "peak_memory_bytes": memory})
     model, tokenizer = open_model(job.folder)
     judged = perplexity(model, job.text, tokenizer, windows=job.windows, length=job.window_length)
@@ -152,16 +152,6 @@ def _work(job: Job, send: Callable[..., None]) -> dict[str, Any]:
         "layers": [vars(row) for row in report.layers],
         **machine(),
     }
-
-
-def peak_memory() -> int | None:
-    """Peak resident memory of this process alone, bytes; None where the system does not say.
-
-    Not ``ru_maxrss``: Linux carries that over fork and exec, so a small child of a large parent reports the parent's.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
 @contextlib.contextmanager

@@ -7,24 +7,29 @@ scheme and shape. A class registered with transformers (`Quantizer`) puts the qu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dither import models
-from dither.errors import CheckpointError, ModelError
+from dither.errors import CheckpointError, DitherError, ModelError
 from dither.formats import Scheme
+from dither.models.checkpoint import folder_tokenizer
+from dither.models.source import NoTokenizer, tied_names
 from dither.quant.assemble import fill, install
+from dither.quant.linear import QuantWeight
 from dither.quant.outcome import REPORT, Report
 from dither.quant.recipe import Recipe
-from dither.quant.store import Store, read_tensors
+from dither.quant.store import PARTIAL, Store, read_tensors
 from dither.quant.unit import Unit
 
 METHOD = "dither"
 VERSION = 1
+KINDS = ("linear", "embedding", "parameter")
 
 
 def quantization_config(units: Sequence[Unit], recipe: Recipe) -> dict[str, Any]:
@@ -52,11 +57,24 @@ def replaced_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         schemes = config["schemes"]
         for scheme in schemes:
             Scheme.from_json(scheme)
-        return {name: {**entry, "scheme": schemes[entry["scheme"]]} for name, entry in config["layers"].items()}
+        return {str(name): _entry(name, entry, schemes) for name, entry in config["layers"].items()}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"config.json: quantization_config is damaged ({type(error).__name__}: {error})"
+            f"config.json: quantization_config is damaged ({type(error).__name__}: {error}); get the checkpoint again"
         ) from None
+
+
+def _entry(name: str, entry: Mapping[str, Any], schemes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One layer's record, checked. Raises ValueError, KeyError, IndexError, TypeError."""
+    shape, storage, which = entry["shape"], entry["storage"], entry["scheme"]
+    sizes = [*shape, *storage, which]
+    if not all(type(n) is int and n >= 0 for n in sizes):
+        raise ValueError(f"{name}: its sizes are no counts: {sizes}")
+    if len(shape) != 2 or math.prod(shape) != math.prod(storage):
+        raise ValueError(f"{name}: a matrix {shape} cannot be stored as {storage}")
+    if entry["kind"] not in KINDS or type(entry["swapped"]) is not bool or not isinstance(entry["prefix"], str):
+        raise ValueError(f"{name}: its kind, prefix or order is unknown")
+    return {**entry, "scheme": schemes[which]}
 
 
 def finish(store: Store, units: Sequence[Unit], source: models.Source, recipe: Recipe, report: Report) -> None:
@@ -68,41 +86,119 @@ def finish(store: Store, units: Sequence[Unit], source: models.Source, recipe: R
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, model: nn.Module | None = None) -> tuple[nn.Module, Any]:
-    """A checkpoint that dither wrote: ``(model, tokenizer)``. ``model``: the float module, where it is none of transformers'.
+    """A checkpoint that dither wrote: ``(model, tokenizer)``, the tokenizer None where there is none.
 
-    Raises ModelError (no such folder), CheckpointError (incomplete or damaged).
+    ``dtype``: of what is not quantized, and of the activations (None: as stored); what is quantized stays as stored. ``model``: the float
+    module, where it is none of transformers'; it is changed in place, and ``dtype`` must be left out.
+
+    Raises ModelError (no such folder, not a checkpoint of dither's), CheckpointError (incomplete or damaged).
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ModelError(f"{path}: there is no such folder")
-    if (folder / ".partial").exists():
+    if (folder / PARTIAL).exists():
         raise CheckpointError(
             f"{path}: the run that makes it has not finished; run the same quantize command again: it resumes"
         )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{path}: has no config.json, so it is no checkpoint")
+    config = read_config(folder)
     models.check_folder(folder)
     if model is not None:
-        config = json.loads((folder / "config.json").read_text())
-        install(model, replaced_of(config["quantization_config"]))
-        fill(model, read_tensors(folder))
-        return model.eval(), None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+        if dtype is not None:
+            raise ValueError("dtype: a module of your own gets the types that are stored; leave dtype out")
+        return _fill(model, config, folder), None
+    return _pretrained(folder, dtype), _tokenizer(folder)
 
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint of ours. Raises CheckpointError (damaged), ModelError (of a float model, or of another method)."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        method = (config.get("quantization_config") or {}).get("quant_method")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is no readable JSON object ({error}); get the checkpoint again") from None
+    if method != METHOD:
+        kind = "a float model" if method is None else f"quantized by {method}"
+        raise ModelError(
+            f"{folder}: is {kind}, no checkpoint of dither; dither.load_float reads what transformers reads"
+        )
+    found: dict[str, Any] = config
+    return found
+
+
+def check_modules(model: nn.Module) -> None:
+    """Raises CheckpointError, by name, where a few-bit module holds what its scheme cannot mean."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantWeight):
+            try:
+                module.check()
+            except CheckpointError as error:
+                raise CheckpointError(f"{name}.{error}; get the checkpoint again") from None
+
+
+def _fill(model: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.Module:
+    """The stored tensors in a float module of the user's own."""
+    aliases = tied_names(model)
+    install(model, replaced_of(config["quantization_config"]))
+    tensors = read_tensors(folder)
+    missing = [name for name in model.state_dict() if name not in tensors and name not in aliases]
+    if missing:
+        raise CheckpointError(f"{folder}: lacks the tensor {missing[0]} ({len(missing)} missing); is it of this model?")
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if name in shapes and shapes[name] != tensor.shape:
+            raise CheckpointError(
+                f"{folder}: {name} is {list(tensor.shape)}, but {list(shapes[name])} in the model; is it of this model?"
+            )
+    fill(model, tensors)
+    for alias, owner in aliases.items():
+        path, _, leaf = alias.rpartition(".")
+        if leaf in (module := model.get_submodule(path))._parameters:
+            module._parameters[leaf] = model.get_parameter(owner)
+    check_modules(model)
+    return model.eval()
+
+
+def _pretrained(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    """The model, by transformers; whatever it has to say about damaged files in one line."""
     from dither.quant import hf
 
     hf.register()
-    network = models.auto_class(folder).from_pretrained(folder, dtype=dtype or "auto")
-    has_tokenizer = any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
-    tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
-    assert AutoModelForCausalLM is not None
-    return network.eval(), tokenizer
+    try:
+        network, info = models.auto_class(folder).from_pretrained(
+            folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
+        )
+    except DitherError:
+        raise
+    except Exception as error:  # each kind of damage has its own
+        text = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it ({text[:200]}); get the checkpoint again"
+        ) from None
+    lost = sorted({*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if lost:  # transformers fills what is missing with random numbers
+        raise CheckpointError(
+            f"{folder}: the tensor {lost[0]} is missing, or of another model ({len(lost)} such); get the checkpoint again"
+        )
+    model: nn.Module = network.eval()
+    return model
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return folder_tokenizer(str(folder), folder)
+    except NoTokenizer:
+        return None
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """Whether ``path`` is a folder that dither wrote, finished or not."""
     folder = Path(path)
-    return (folder / REPORT).is_file() or (folder / ".partial").is_dir()
-
-
-Tensors = Mapping[str, Tensor]
+    if (folder / REPORT).is_file() or (folder / PARTIAL).is_dir():
+        return True
+    try:
+        return bool(read_config(folder))
+    except ModelError:
+        return False

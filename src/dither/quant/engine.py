@@ -56,8 +56,12 @@ def compute_dtype() -> torch.dtype:
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Peak resident memory of this process alone, bytes. (``ru_maxrss`` passes through fork and exec on Linux, so the small child of a
+    large parent would report the parent's; it is only asked where there is no ``/proc``.)"""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    peak = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return peak if peak is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @torch.no_grad()
@@ -136,9 +140,9 @@ def calibration_batches(
             raise CalibrationError("calibration: is empty; give text, tokens or model inputs")
         if isinstance(calibration[0], dict):
             return list(calibration)
-    tokens = models.calibration_tokens(
-        calibration, tokenizer or source.tokenizer(), samples=samples, length=length, seed=seed
-    )
+    if tokenizer is None and not isinstance(calibration, Tensor):
+        tokenizer = source.tokenizer()
+    tokens = models.calibration_tokens(calibration, tokenizer, samples=samples, length=length, seed=seed)
     return [{"input_ids": part} for part in torch.split(tokens, max(1, batch_tokens // tokens.shape[1]))]
 
 

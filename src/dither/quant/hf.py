@@ -1,6 +1,6 @@
 """The class by which transformers loads dither's checkpoints: ``AutoModelForCausalLM.from_pretrained(path)`` after ``import dither``.
 
-`dither/__init__.py` registers it when ``transformers.quantizers.auto`` is first imported, so that ``import dither`` itself stays light.
+`dither/__init__.py` registers it when ``transformers.modeling_utils`` is first imported, so that ``import dither`` itself stays light.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dither.quant.assemble import install
-from dither.quant.checkpoint import METHOD, VERSION, replaced_of
+from dither.quant.checkpoint import METHOD, VERSION, check_modules, replaced_of
+from dither.quant.linear import QuantWeight, share
 
 
 class Config(QuantizationConfigMixin):
@@ -40,6 +41,14 @@ class Quantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         install(model, replaced_of(vars(self.quantization_config)))
+        share(model)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        """Undo casts that transformers makes by name (its "keep in float32" lists know no buffers), then check what came."""
+        for module in model.modules():
+            if isinstance(module, QuantWeight):
+                module.restore_types()
+        check_modules(model)
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         """Buffers of few-bit modules keep the type they are stored in; ``dtype`` is that of the module made above."""
@@ -52,6 +61,17 @@ class Quantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def adopt(model: nn.Module, config: dict[str, Any]) -> None:
+    """Tell a transformers model whose few-bit modules are already in place that it is quantized, as ``config``
+    (`checkpoint.quantization_config`) says: then ``save_pretrained`` writes a folder that loads again."""
+    if not hasattr(model, "save_pretrained"):
+        return
+    own = Config(**{k: v for k, v in config.items() if k != "quant_method"})
+    quantizer = Quantizer(own, pre_quantized=True)
+    model.is_quantized, model.hf_quantizer, model.quantization_method = True, quantizer, METHOD  # type: ignore[assignment]
+    model.config.quantization_config = own  # type: ignore[union-attr]
 
 
 def register() -> None:

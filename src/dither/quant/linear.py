@@ -1,15 +1,21 @@
 """Run-time modules that hold a `QTensor` in place of a float weight.
 
 `QuantLinear` replaces Linear (and transformers' Conv1D, which is a Linear with its weight stored transposed); `QuantEmbedding` replaces
-Embedding; `attach` gives any other module (convolutions, stacks of experts) a parameter that is decoded when it is read.
-Their buffers carry the names of ``QTensor.tensors()``, so a module's state dict is exactly what is stored.
+Embedding; `attach` gives any other module (convolutions, stacks of experts) a parameter that is decoded when it is read; `share` lets
+a head read the quantized embedding that it is tied to. Their buffers carry the names of ``QTensor.tensors()``, so a module's state dict is
+exactly what is stored.
+
+A weight is decoded each time it is used, so a model takes the memory of its few bits. Over a window of tokens the decoding is a small part of
+the work; where a model reads one token at a time, `decoded` keeps the decoded weights for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -17,28 +23,61 @@ from dither.formats import QTensor, Scheme
 
 
 class QuantWeight(nn.Module):
-    """Holds the stored tensors of one `QTensor` as buffers."""
+    """Holds the stored tensors of one `QTensor` as buffers. ``dtype``: what `weight` decodes to; it follows ``model.half()`` and the like."""
 
-    def __init__(self, scheme: Scheme, shape: tuple[int, ...], tensors: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        shape: tuple[int, ...],
+        tensors: dict[str, Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.scheme = scheme
-        self.shape = tuple(shape)
+        self.scheme, self.shape, self.dtype = scheme, tuple(shape), dtype
+        self._keeps = False
+        self._kept: Tensor | None = None
         for name, value in (tensors or QTensor.empty(scheme, self.shape, device="meta").tensors()).items():
             self.register_buffer(name, value)
 
     @classmethod
-    def of(cls, tensor: QTensor) -> QuantWeight:
-        return cls(tensor.scheme, tensor.shape, tensor.tensors())
+    def of(cls, tensor: QTensor, dtype: torch.dtype = torch.float32) -> QuantWeight:
+        return cls(tensor.scheme, tensor.shape, tensor.tensors(), dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoded weight ``[O, I]`` in ``dtype``: for models that look at it."""
+        return self.dequantize(self.dtype)
 
     def qtensor(self) -> QTensor:
         stored = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
         return QTensor.trusted(stored, self.scheme, self.shape)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return self.qtensor().dequantize(dtype)
+        """The decoded weight ``[O, I]``. Within `decoded` it may be the one made before: do not write to it."""
+        if self._kept is not None and self._kept.dtype == dtype:
+            return self._kept
+        values = self.qtensor().dequantize(dtype)
+        if self._keeps:
+            self._kept = values
+        return values
+
+    def keep(self, on: bool) -> None:
+        """Whether to keep the weight once it is decoded; see `decoded`. Off drops it."""
+        self._keeps, self._kept = on, None
+
+    def check(self) -> None:
+        """Raises CheckpointError where the buffers are not what the scheme says: missing, of another size or type, not finite."""
+        QTensor.from_tensors(dict(self.named_buffers(recurse=False)), self.scheme, self.shape)
+
+    def restore_types(self) -> None:
+        """Give the buffers back the types they are stored in, after a loader that casts whole models (casts to wider types lose nothing)."""
+        for name, like in QTensor.empty(self.scheme, self.shape, device="meta").tensors().items():
+            self._buffers[name] = self.get_buffer(name).to(like.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves between devices, but never changes what is stored: ``model.half()`` must not touch codes or scales."""
+        self._kept = None
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         for name, buffer in list(self.named_buffers(recurse=False)):
             moved = fn(buffer)
             if moved.dtype != buffer.dtype:
@@ -47,6 +86,34 @@ class QuantWeight(nn.Module):
         for name, parameter in list(self.named_parameters(recurse=False)):
             self._parameters[name] = nn.Parameter(fn(parameter), requires_grad=parameter.requires_grad)
         return self
+
+
+@contextmanager
+def decoded(model: nn.Module, budget: int | None = None) -> Iterator[None]:
+    """Within it, few-bit layers of ``model`` keep their weights once decoded, so that a call costs what the float layer costs.
+
+    Results are the same to the last bit. Memory: up to 4 bytes a weight (2 in a model of bfloat16 or float16), for the first layers that
+    fit ``budget`` bytes (None: half of the memory that is free now); the others decode at each call, as they do outside, and embeddings
+    that no head shares decode the rows looked up. Stored tensors must not change meanwhile. Where uses nest, the outer one decides.
+    """
+    left = psutil.virtual_memory().available // 2 if budget is None else budget
+    size = max((p.element_size() for p in model.parameters() if p.is_floating_point()), default=4)
+    shared = [m.embedding for m in model.modules() if isinstance(m, SharedLinear)]
+    chosen = []
+    for module in model.modules():
+        rows_only = isinstance(module, QuantEmbedding) and module not in shared
+        if isinstance(module, QuantWeight) and not rows_only and not module._keeps:
+            need = size * torch.Size(module.shape).numel()
+            if need <= left:
+                left -= need
+                chosen.append(module)
+    try:
+        for module in chosen:
+            module.keep(True)
+        yield
+    finally:
+        for module in chosen:
+            module.keep(False)
 
 
 class QuantLinear(QuantWeight):
@@ -59,19 +126,15 @@ class QuantLinear(QuantWeight):
         out_features: int,
         bias: Tensor | None = None,
         tensors: dict[str, Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(scheme, (out_features, in_features), tensors)
+        super().__init__(scheme, (out_features, in_features), tensors, dtype)
         self.in_features, self.out_features = in_features, out_features
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @classmethod
     def replace(cls, tensor: QTensor, bias: Tensor | None) -> QuantLinear:
         return cls(tensor.scheme, tensor.shape[1], tensor.shape[0], bias, tensor.tensors())
-
-    @property
-    def weight(self) -> Tensor:
-        """The decoded weight ``[O, I]``, float32: for models that look at it."""
-        return self.dequantize(torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.dequantize(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
@@ -92,19 +155,55 @@ class QuantEmbedding(QuantWeight):
         tensors: dict[str, Tensor] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(scheme, (num, dim), tensors)
-        self.num_embeddings, self.embedding_dim, self.padding_idx, self.dtype = num, dim, padding_idx, dtype
-
-    @property
-    def weight(self) -> Tensor:
-        return self.dequantize(self.dtype)
+        super().__init__(scheme, (num, dim), tensors, dtype)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num, dim, padding_idx
 
     def forward(self, index: Tensor) -> Tensor:
+        if self._kept is not None and self._kept.dtype == self.dtype:
+            return self._kept[index]
         held = self.qtensor()
         if self.scheme.blocks.height != 1:  # blocks that span rows: decode all
             return held.dequantize(self.dtype)[index]
         rows, inverse = torch.unique(index, return_inverse=True)
         return held.rows(rows).dequantize(self.dtype)[inverse]
+
+
+class SharedLinear(nn.Module):
+    """``y = x E^T + b`` with the matrix ``E [V, D]`` of a `QuantEmbedding`, which is stored there only."""
+
+    def __init__(self, embedding: QuantEmbedding, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = embedding.shape
+        self._owner = (embedding,)  # in a tuple, so that its tensors are not listed here too
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def embedding(self) -> QuantEmbedding:
+        return self._owner[0]
+
+    @property
+    def weight(self) -> Tensor:
+        return self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.embedding.dequantize(x.dtype), bias)
+
+
+def share(model: nn.Module) -> None:
+    """Let the heads of a transformers model read the quantized embeddings that they are tied to, and forget those ties: there is no
+    parameter left to tie. Call it after quantized modules are in place, before weights are tied or loaded."""
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for alias, owner in list(ties.items()):
+        path, _, leaf = alias.rpartition(".")
+        embedding = model.get_submodule(owner.rpartition(".")[0])
+        if not isinstance(embedding, QuantEmbedding) or leaf != "weight":
+            continue
+        head = model.get_submodule(path)
+        bias = getattr(head, "bias", None)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, SharedLinear(embedding, None if bias is None else bias.detach()))
+        del ties[alias]
 
 
 def as_stored(matrix: Tensor, shape: Sequence[int], *, swapped: bool) -> Tensor:
@@ -115,7 +214,7 @@ def as_stored(matrix: Tensor, shape: Sequence[int], *, swapped: bool) -> Tensor:
 
 
 def attach(module: nn.Module, name: str, weight: QuantWeight, shape: tuple[int, ...], *, swapped: bool = False) -> None:
-    """Replace parameter ``name`` of ``module``, of ``shape``, by one decoded from ``weight`` each time it is read.
+    """Make ``module.name`` a parameter that is decoded from ``weight`` whenever it is read, in the type the parameter had.
 
     The stored tensors live in a child module ``{name}_quantized``; the module's class becomes a subclass with a property.
     ``swapped``: the parameter stores the matrix transposed, ``[..., I, O]``. Raises ValueError where there is no such parameter.
@@ -123,14 +222,14 @@ def attach(module: nn.Module, name: str, weight: QuantWeight, shape: tuple[int, 
     original = module._parameters.pop(name, None)
     if original is None:
         raise ValueError(f"{type(module).__name__} has no parameter {name!r}")
-    dtype = original.dtype
+    weight.dtype = original.dtype
     child = f"{name}_quantized"
     module.add_module(child, weight)
 
     def read(self: nn.Module) -> Tensor:
         held = self._modules[child]
         assert isinstance(held, QuantWeight)
-        return as_stored(held.dequantize(dtype), shape, swapped=swapped)
+        return as_stored(held.weight, shape, swapped=swapped)
 
     owner = type(module)
     module.__class__ = type(

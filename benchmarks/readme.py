@@ -1,0 +1,160 @@
+"""Puts measured figures into the documents. No figure is typed by hand: this is the only way in.
+
+    python benchmarks/readme.py compare/compare.json     the table in README.md and docs/plot.svg, from a comparison's record
+    python benchmarks/readme.py --claims                 docs/claims.md, from the stored records of claims
+    python benchmarks/readme.py --check                  exit code 1 if README.md or docs/ are not what the records give
+
+The comparison's record is kept as docs/record.json, without its layers, so that --check can make the table and the plot again anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dither import claims, report
+from dither.claims.claim import RECORDS
+from dither.report import CompareRecord, numbers
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- record:begin -->", "<!-- record:end -->"
+
+
+def section(record: CompareRecord) -> str:
+    """What stands between the marks: the table, and a line that says how, where and when."""
+    machine = record.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    lines = [
+        report.markdown_table(record),
+        f"{record.model}: perplexity on {record.evaluation.describe()}; calibrated on {record.calibration.describe()}; "
+        f"seed {record.seed}. Bold: on the Pareto front of bits and perplexity. Measured on {machine.cpu} with "
+        f"{machine.threads} thread{'' if machine.threads == 1 else 's'} ({versions}) on {record.date:%Y-%m-%d}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def with_section(readme: str, text: str) -> str:
+    """``readme`` with ``text`` between its marks. Raises ValueError where it has not each mark once, in order."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+        raise ValueError(f"README.md: must hold {BEGIN} and {END} once, in this order")
+    head, _, rest = readme.partition(BEGIN)
+    return f"{head}{BEGIN}\n{text}{END}{rest.partition(END)[2]}"
+
+
+def plot(record: CompareRecord) -> str:
+    """The picture as SVG."""
+    with tempfile.TemporaryDirectory() as folder:
+        return report.plot_svg(record, Path(folder) / "plot.svg").read_text(encoding="utf-8")
+
+
+def without_layers(record: CompareRecord) -> CompareRecord:
+    """What the table and the plot need of a record."""
+    rows = tuple(row.model_copy(update={"layers": ()}) for row in record.rows)
+    return record.model_copy(update={"rows": rows})
+
+
+def claims_page(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """docs/claims.md: what papers say, what was measured, and whether it holds here."""
+    parts = [
+        "# Claims\n",
+        "What papers say, measured again by `dither claims run NAME` on work of a size that fits a small machine. A claim is a few tests; "
+        "all passed: it *holds*; some: it *holds in part*; none: it *fails*. A claim that does not hold here is listed all the same. "
+        "Papers measured other models, so their figures show the direction, not the value to expect. This page is made by "
+        "`python benchmarks/readme.py --claims`.\n",
+        "| claim | verdict | tests passed | measured |\n|---|---|--:|---|",
+        "\n".join(_line(record) for record in records.values()) + "\n",
+    ]
+    return "\n".join([*parts, *(_claim(record) for record in records.values())])
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    passed = sum(test["holds"] for test in record["tests"])
+    return f"| [{record['claim']}](#{record['claim']}) | {record['verdict']} | {passed} of {len(record['tests'])} | {record['date'][:10]} |"
+
+
+def _claim(record: Mapping[str, Any]) -> str:
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    seeds = ", ".join(map(str, record["seeds"]))
+    lines = [
+        f"## {record['claim']}\n",
+        f"> {record['sentence']}\n>\n> {record['source']}\n",
+        f"**{record['verdict'].capitalize()}**, measured on {record['work']}. Text: {record['data']}. Seeds {seeds}.\n",
+        *(f"- {'holds' if test['holds'] else '**does not hold**'}: {test['says']}" for test in record["tests"]),
+        "\n| paper | figure |\n|---|--:|",
+        *(f"| {name} | {value:g} |" for name, value in record["paper"].items()),
+        "\n| measured here | mean | spread over seeds |\n|---|--:|--:|",
+        *(f"| {name} | {_figure(f['mean'])} | {_figure(f['spread'])} |" for name, f in record["figures"].items()),
+        *([f"\n{record['caveat']}"] if record["caveat"] else []),
+        f"\n{numbers.seconds(record['seconds'])} on {machine['cpu']}, {machine['threads']} threads ({versions}), "
+        f"{record['date'][:10]}.\n",
+    ]
+    return "\n".join(lines)
+
+
+def _figure(value: float | str | None) -> str:
+    return numbers.NOTHING if value is None else numbers.short(float(value))
+
+
+def expected(root: Path, records: Path = RECORDS) -> dict[Path, str]:
+    """The files that the stored records give, by path. Where there are no records, nothing is expected."""
+    found: dict[Path, str] = {}
+    stored = root / "docs" / "record.json"
+    if stored.is_file():
+        record = report.read_json(stored)
+        if not isinstance(record, CompareRecord):
+            raise ValueError(f"{stored}: is no record of a comparison")
+        readme = root / "README.md"
+        found[readme] = with_section(readme.read_text(encoding="utf-8"), section(record))
+        found[root / "docs" / "plot.svg"] = plot(record)
+    measured = {name: kept for name in claims.CLAIMS if (kept := claims.stored(name, records)) is not None}
+    if measured:
+        found[root / "docs" / "claims.md"] = claims_page(measured)
+    return found
+
+
+def stale(root: Path, records: Path = RECORDS) -> list[Path]:
+    """The files that are not what the records give."""
+    return [
+        path
+        for path, text in expected(root, records).items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = RECORDS) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Put measured figures into README.md and docs/.")
+    parser.add_argument("record", nargs="?", type=Path, help="compare.json of a comparison")
+    parser.add_argument("--claims", action="store_true", help="write docs/claims.md from the stored claim records")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not what the records give")
+    given = parser.parse_args(arguments)
+    if given.check:
+        wrong = stale(root, records)
+        for path in wrong:
+            print(f"{path.relative_to(root)}: is not what the records give; run python benchmarks/readme.py", file=sys.stderr)
+        return 1 if wrong else 0
+    if given.record is None and not given.claims:
+        parser.error("give compare.json, --claims or --check")
+    if given.record is not None:
+        record = report.read_json(given.record)
+        if not isinstance(record, CompareRecord):
+            parser.error(f"{given.record}: is no record of a comparison")
+        report.to_json(without_layers(record), root / "docs" / "record.json")
+    wanted = expected(root, records)
+    pages = {root / "docs" / "claims.md"}
+    for path, text in wanted.items():
+        if given.claims if path in pages else given.record is not None:
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(root))
+    if given.claims and not pages & wanted.keys():
+        parser.error("no claim was measured yet; run dither claims run NAME")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

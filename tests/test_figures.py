@@ -1,0 +1,125 @@
+"""The figures in README.md and docs/ are those of the stored records, and come there by ``benchmarks/readme.py`` alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dither import claims
+from dither.claims.claim import RECORDS
+from dither.report import CompareRecord, Corpus, LayerRow, Machine, Row, to_json
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_figures", ROOT / "benchmarks" / "readme.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+readme = _load()
+RECORD = CompareRecord(
+    model="made-up",
+    calibration=Corpus(text="valid", windows=64, length=512),
+    evaluation=Corpus(text="test", windows=16, length=2048),
+    float_perplexity=18.25,
+    float_bits_per_weight=16,
+    machine=Machine(cpu="Example CPU", threads=2, versions={"dither": "0.1.0"}),
+    seed=0,
+    date=datetime(2026, 11, 24, tzinfo=UTC),
+    rows=(
+        Row(method="gptq", bits=4, group=64, bits_per_weight=4.31, perplexity=20.75, layers=(LayerRow(name="l"),)),
+        Row(method="rtn", bits=2, group=64, bits_per_weight=2.31, perplexity=float("inf")),
+    ),
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"# made up\n\n{readme.BEGIN}\nstale words\n{readme.END}\n\nmore\n")
+    to_json(RECORD, tmp_path / "compare.json")
+    return tmp_path
+
+
+def call(root: Path, *arguments: str) -> int:
+    code: int = readme.main(list(arguments), root, root / "records")
+    return code
+
+
+def test_a_record_becomes_the_table_and_the_plot(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(root, str(root / "compare.json")) == 0
+    text = (root / "README.md").read_text()
+    assert text.startswith(f"# made up\n\n{readme.BEGIN}\n| method") and text.endswith(f"{readme.END}\n\nmore\n")
+    assert "20.75" in text and "diverged" in text and "stale words" not in text
+    assert "Example CPU with 2 threads" in text and "2026-11-24" in text and "test, 16 windows of 2048 tokens" in text
+    assert (root / "docs" / "plot.svg").read_text().startswith("<svg")
+    assert "layers" in json.loads((root / "docs" / "record.json").read_text())["rows"][0]
+    assert call(root, str(root / "compare.json")) == 0 and (root / "README.md").read_text() == text
+    assert call(root, "--check") == 0
+
+
+def test_a_figure_typed_by_hand_is_found(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(root, str(root / "compare.json")) == 0
+    path = root / "README.md"
+    path.write_text(path.read_text().replace("20.75", "19.75"))
+    assert call(root, "--check") == 1
+    assert "README.md: is not what the records give" in capsys.readouterr().err
+    assert call(root, str(root / "compare.json")) == 0 and call(root, "--check") == 0
+    (root / "docs" / "plot.svg").unlink()
+    assert call(root, "--check") == 1
+
+
+def test_claims_become_a_page(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(root, "--claims")
+    record: dict[str, Any] = {
+        "claim": "awq",
+        "sentence": "Scales help.",
+        "source": "a paper, table 3",
+        "work": "a small model",
+        "data": "a text",
+        "paper": {"theirs": 6.24},
+        "figures": {
+            "ours": {"mean": 30.7, "spread": 0.25, "values": [30.5, 30.9]},
+            "lost": {"mean": "Infinity", "spread": None, "values": ["Infinity", "Infinity"]},
+        },
+        "tests": [{"says": "it helps", "holds": True}, {"says": "it is free", "holds": False}],
+        "verdict": "holds in part",
+        "caveat": "It is small.",
+        "seeds": [0, 1],
+        "seconds": 90.0,
+        "machine": {"cpu": "Example CPU", "threads": 2, "versions": {"dither": "0.1.0"}},
+        "date": "2026-11-24T00:00:00+00:00",
+    }
+    claims.save(record, root / "records")
+    assert call(root, "--claims") == 0
+    page = (root / "docs" / "claims.md").read_text()
+    assert "| [awq](#awq) | holds in part | 1 of 2 | 2026-11-24 |" in page
+    assert "- holds: it helps" in page and "- **does not hold**: it is free" in page
+    assert "| theirs | 6.24 |" in page and "| ours | 30.7 | 0.25 |" in page and "| lost | not finite |" in page
+    assert call(root, "--check") == 0 and "stale words" in (root / "README.md").read_text()
+    (root / "docs" / "claims.md").write_text(page.replace("30.7", "29.7"))
+    assert call(root, "--check") == 1
+
+
+def test_marks_must_be_there_once() -> None:
+    with pytest.raises(ValueError, match="once"):
+        readme.with_section("nothing", "text")
+    with pytest.raises(ValueError, match="once"):
+        readme.with_section(f"{readme.END}{readme.BEGIN}", "text")
+
+
+def test_these_documents_are_what_the_records_give() -> None:
+    if not readme.expected(ROOT, RECORDS):
+        pytest.skip("nothing was measured yet: no docs/record.json and no claim records")
+    assert readme.main(["--check"]) == 0

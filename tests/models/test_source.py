@@ -221,7 +221,7 @@ def test_configs_that_lie(change: dict[str, Any], tiny: Tiny, save: Save) -> Non
 
 
 def test_memory_of_one_block(tmp_path: Path, tiny: Tiny, save: Save) -> None:
-    """Reading a block of 30 MB from a file of 240 MB costs the block, not the file."""
+    """Reading a block of 30 MB from a file of 240 MB costs the block, not the file (60 MB are allowed for what else the process does)."""
     model = tiny("llama", hidden_size=512, intermediate_size=4096, num_hidden_layers=8, vocab_size=64)
     block_bytes = sum(p.nbytes for p in model.get_submodule("model.layers.0").parameters())
     folder = save(model)
@@ -235,9 +235,9 @@ def test_memory_of_one_block(tmp_path: Path, tiny: Tiny, save: Save) -> None:
     for i in range(8):
         block = skeleton.get_submodule(f"model.layers.{i}")
         source.fill(block, f"model.layers.{i}")
-        assert process.memory_info().rss - before < block_bytes + 24e6
+        assert process.memory_info().rss - before < block_bytes + 60e6
         source.release(block)
-    assert process.memory_info().rss - before < 24e6
+    assert process.memory_info().rss - before < 60e6
 
 
 def test_sidecars_hold_the_tokenizer_and_no_weights(tiny: Tiny, save: Save, tokenizer: Any) -> None:

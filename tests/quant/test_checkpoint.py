@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_folder
-import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import dither
+import tiny_folder
+import tiny_models
 from dither.errors import CheckpointError, ModelError
 from dither.formats import Int, group
 from dither.quant import checkpoint, hf
@@ -170,7 +170,12 @@ def test_quantized_embeddings_and_heads(folders: Path, tmp_path: Path, tied: boo
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, tie_word_embeddings=tied
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        tie_word_embeddings=tied,
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(tmp_path / "float")
@@ -194,7 +199,9 @@ def test_quantized_embeddings_and_heads(folders: Path, tmp_path: Path, tied: boo
 
 def mlp() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 20), nn.Tanh(), nn.Linear(20, 16)), torch.randn(9, 12)
+    return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 20), nn.Tanh(), nn.Linear(20, 16)), torch.randn(
+        9, 12
+    )
 
 
 def test_any_module_comes_back_into_a_fresh_one(tmp_path: Path) -> None:
@@ -216,7 +223,11 @@ def test_any_module_comes_back_into_a_fresh_one(tmp_path: Path) -> None:
 def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
     model, x = mlp()
     dither.quantize(model, RTN, {"input": x}, tmp_path / "out")
-    for other in (nn.Sequential(nn.Linear(12, 32)), nn.Sequential(nn.Linear(12, 24)), nn.Sequential(*mlp()[0], nn.Linear(16, 2))):
+    for other in (
+        nn.Sequential(nn.Linear(12, 32)),
+        nn.Sequential(nn.Linear(12, 24)),
+        nn.Sequential(*mlp()[0], nn.Linear(16, 2)),
+    ):
         with pytest.raises(CheckpointError) as error:
             dither.load(tmp_path / "out", model=other)
         assert "\n" not in str(error.value)

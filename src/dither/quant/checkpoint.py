@@ -17,8 +17,9 @@ from torch import nn
 
 from dither import models
 from dither.errors import CheckpointError, DitherError, ModelError
-from dither.formats import Scheme
+from dither.formats import QTensor, Scheme
 from dither.models.checkpoint import folder_tokenizer
+from dither.models.safetensors_file import read_folder
 from dither.models.source import NoTokenizer, tied_names
 from dither.quant.assemble import fill, install
 from dither.quant.linear import QuantWeight
@@ -103,7 +104,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, model: nn.Module | 
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{path}: has no config.json, so it is no checkpoint")
     config = read_config(folder)
-    models.check_folder(folder)
+    _check_sizes(folder, replaced_of(config["quantization_config"]))
     if model is not None:
         if dtype is not None:
             raise ValueError("dtype: a module of your own gets the types that are stored; leave dtype out")
@@ -138,6 +139,21 @@ def check_modules(model: nn.Module) -> None:
                 raise CheckpointError(f"{name}.{error}; get the checkpoint again") from None
 
 
+def _check_sizes(folder: Path, replaced: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises CheckpointError unless the files are whole and the few-bit tensors in them have the sizes and types that their schemes say."""
+    entries = read_folder(folder)
+    for entry in replaced.values():
+        wanted = QTensor.empty(Scheme.from_json(entry["scheme"]), tuple(entry["shape"]), device="meta").tensors()
+        for key, like in wanted.items():
+            name = f"{entry['prefix']}.{key}"
+            found = entries.get(name)
+            if found is not None and (tuple(found.shape), found.dtype) != (tuple(like.shape), like.dtype):
+                raise CheckpointError(
+                    f"{folder}: {name} is {found.dtype} {list(found.shape)} in the weights, but {like.dtype} {list(like.shape)} "
+                    "by config.json; get the checkpoint again"
+                )
+
+
 def _fill(model: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.Module:
     """The stored tensors in a float module of the user's own."""
     aliases = tied_names(model)
@@ -163,9 +179,13 @@ def _fill(model: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.Modul
 
 def _pretrained(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     """The model, by transformers; whatever it has to say about damaged files in one line."""
+    from transformers.utils import logging
+
     from dither.quant import hf
 
     hf.register()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints tables of what we say in a line
     try:
         network, info = models.auto_class(folder).from_pretrained(
             folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
@@ -177,6 +197,8 @@ def _pretrained(folder: Path, dtype: torch.dtype | None) -> nn.Module:
         raise CheckpointError(
             f"{folder}: transformers cannot load it ({text[:200]}); get the checkpoint again"
         ) from None
+    finally:
+        logging.set_verbosity(verbosity)
     lost = sorted({*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if lost:  # transformers fills what is missing with random numbers
         raise CheckpointError(

@@ -70,9 +70,10 @@ class QuantWeight(nn.Module):
         QTensor.from_tensors(dict(self.named_buffers(recurse=False)), self.scheme, self.shape)
 
     def restore_types(self) -> None:
-        """Give the buffers back the types they are stored in, after a loader that casts whole models (casts to wider types lose nothing)."""
+        """Give floating buffers back the types they are stored in, after a loader that casts whole models (wider types lose nothing)."""
         for name, like in QTensor.empty(self.scheme, self.shape, device="meta").tensors().items():
-            self._buffers[name] = self.get_buffer(name).to(like.dtype)
+            if (buffer := self.get_buffer(name)).is_floating_point() and like.is_floating_point():
+                self._buffers[name] = buffer.to(like.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves between devices, but never changes what is stored: ``model.half()`` must not touch codes or scales."""

@@ -72,7 +72,7 @@ def test_softcaps_and_scales_of_logits_are_not_left_out(name: str) -> None:
     if name == "gemma2":
         model.config.final_logit_softcapping = None
     else:
-        model.logits_scaling = 1.0
+        model.config.logits_scaling = 1.0
     assert perplexity(model, IDS, length=20, windows=2).perplexity != pytest.approx(value, rel=1e-2)
 
 

@@ -18,7 +18,7 @@ STORAGE: dict[str, torch.dtype] = {
 BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "e8m0": 8, "e4m3": 8}
 # smallest and largest magnitude that a scale may take: below, the stored value would be 0 and the block NaN
 _SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126, "e8m0": 2.0**-127, "e4m3": 2.0**-9}
-_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895314e38, "float32": 3.4028235e38, "e8m0": 2.0**127, "e4m3": 448.0}
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38, "e8m0": 2.0**127, "e4m3": 448.0}
 
 
 def check(name: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dither import models
 from dither.errors import CheckpointError
 from dither.formats import QTensor, Scheme
-from dither.quant.linear import QuantEmbedding, QuantLinear, QuantWeight, as_stored, attach
+from dither.quant.linear import QuantEmbedding, QuantLinear, QuantWeight, as_stored, attach, share
 from dither.quant.unit import Unit
 
 
@@ -60,6 +60,7 @@ def assemble(source: models.Source, units: Sequence[Unit]) -> nn.Module:
         install(model, unit.replaced)
     for unit in units:
         fill(model, unit.tensors)
+    share(model)
     tie = getattr(model, "tie_weights", None)
     if callable(tie) and source.tied:
         tie()

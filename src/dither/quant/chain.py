@@ -26,10 +26,19 @@ def block_chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
     total = _layers(model)
     name, blocks = max(lists, key=lambda item: sum(_layers(m) for _, m in item[1]))
     outside = total - sum(_layers(m) for _, m in blocks)
-    heads = sum(
-        m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m.out_features > 8 * m.in_features
-    )
-    return blocks if outside - heads <= 0.02 * total else None
+    return blocks if outside - _head(model) <= 0.02 * total else None
+
+
+def _head(model: nn.Module) -> int:
+    """Weights of the layer that transformers calls the output embedding, unless it is tied (then `_layers` leaves it out already)."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return _layers(model) - _layers_without(model, head) if isinstance(head, nn.Linear) else 0
+
+
+def _layers_without(model: nn.Module, head: nn.Module) -> int:
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head.weight)}
+    return sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in embedded)
 
 
 def _layers(module: nn.Module) -> int:

@@ -35,7 +35,7 @@ from dither.formats import Scheme
 from dither.graph import Layer, Site, Structure
 from dither.quant.assemble import assemble, restore
 from dither.quant.chain import block_chain
-from dither.quant.checkpoint import finish, load
+from dither.quant.checkpoint import finish, load, quantization_config
 from dither.quant.outcome import Event, LayerReport, Quantized, Report
 from dither.quant.parts import BlockView
 from dither.quant.recipe import Chain, Method, Recipe, as_recipe
@@ -131,8 +131,6 @@ def calibration_batches(
     tokenizer: Any = None,
 ) -> list[dict[str, Tensor]]:
     """The calibration data as model inputs, cut into batches of about ``batch_tokens`` tokens. Empty if no part needs data."""
-    if not recipe.needs_data:
-        return []
     if isinstance(calibration, dict):
         return [calibration]
     if isinstance(calibration, Sequence) and not isinstance(calibration, str):
@@ -140,6 +138,8 @@ def calibration_batches(
             raise CalibrationError("calibration: is empty; give text, tokens or model inputs")
         if isinstance(calibration[0], dict):
             return list(calibration)
+    if not recipe.needs_data:
+        return []
     if tokenizer is None and not isinstance(calibration, Tensor):
         tokenizer = source.tokenizer()
     tokens = models.calibration_tokens(calibration, tokenizer, samples=samples, length=length, seed=seed)
@@ -194,8 +194,7 @@ class _Job:
                     store.write(unit, i + 1)
             if name:
                 self.source.release(module)
-            if self.batches:
-                streams.done(i)
+            streams.done(i)
             units.append(unit.without_tensors() if store is not None else unit)
             bits = unit.stored_bits / unit.weights if unit.weights else None
             self.progress(Event(i + 1, len(blocks), name or "model", unit.mean_error, bits, peak_memory()))
@@ -208,6 +207,10 @@ class _Job:
             finish(store, units, self.source, self.recipe, self.report)
         else:
             self.result = assemble(self.source, units)
+            if self.source.config is not None and hasattr(self.result, "save_pretrained"):
+                from dither.quant import hf  # transformers' quantizers are only needed here
+
+                hf.adopt(self.result, quantization_config(units, self.recipe))
         return self.report
 
     def _summarise(self, units: Sequence[Unit]) -> None:
@@ -233,12 +236,15 @@ class _Job:
         self, skeleton: nn.Module, prefixes: list[str], modules: list[nn.Module]
     ) -> tuple[list[list[Call]], list[list[Call]]]:
         """Each block's calls: by a probe of a few tokens, and by every batch. Hidden states are in the compute type."""
-        sample = shorten(self.batches[0]) if self.batches else _token_sample(self.source.config)
+        batches = [_floats_as(b, self.compute) for b in self.batches] if self.recipe.needs_data else []
+        given = bool(self.batches)
+        sample = _floats_as(shorten(self.batches[0]), self.compute) if given else _token_sample(self.source.config)
         if sample is None:
             return [[] for _ in prefixes], [[] for _ in prefixes]
         if prefixes == [""]:
             self.source.fill(skeleton, "", dtype=self.compute)
-            return [[Call((), sample)]], [[Call((), b, padding_mask(b)) for b in self.batches]]
+            probe = [Call((), sample)] if given or _runs(skeleton, sample) else []
+            return [probe], [[Call((), b, padding_mask(b)) for b in batches]]
         self.source.fill(skeleton, "", except_prefixes=prefixes, dtype=self.compute)
 
         def first_block() -> nn.Module:
@@ -246,9 +252,9 @@ class _Job:
             return modules[0]
 
         probes = capture_calls(skeleton, modules, [sample], first_block)
-        calls = capture_calls(skeleton, modules, self.batches, first_block)
+        calls = capture_calls(skeleton, modules, batches, first_block)
         self.source.release(skeleton)
-        if any(len(c) != len(self.batches) for c in calls):
+        if any(len(c) != len(batches) for c in calls):
             raise ModelError(
                 f"{self.source.name}: the model does not run all of its repeated blocks on this calibration data"
             )
@@ -442,6 +448,20 @@ def _token_sample(config: Any) -> dict[str, Tensor] | None:
     return (
         None if not isinstance(size, int) or size < 2 else {"input_ids": (torch.arange(32) * 7919 % size).view(2, 16)}
     )
+
+
+def _runs(model: nn.Module, sample: dict[str, Tensor]) -> bool:
+    """Whether the model takes such inputs at all (an encoder-decoder wants more than token ids)."""
+    try:
+        model(**sample)
+    except Exception:  # whatever a model says of inputs that it does not take
+        return False
+    return True
+
+
+def _floats_as(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same inputs with floating ones (pixels, spectra) in the compute type."""
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
 
 
 def _float_copy(model: str | Path | nn.Module) -> nn.Module | None:

@@ -144,7 +144,9 @@ def _misfit(entry: dict[str, Any]) -> str:
     """Why a weight does not fit "pack-quantized"; empty where it does."""
     scheme = Scheme.from_json(entry["scheme"])
     if entry["kind"] != "linear":
-        return f"a {entry['kind']}, not a Linear"
+        return f"{'an' if entry['kind'] == 'embedding' else 'a'} {entry['kind']}, not a Linear"
+    if entry["swapped"]:
+        return "its layer stores the weight transposed, so it is no Linear"
     if not isinstance(scheme.format, Int):
         return f"{scheme.format} is no integer format"
     if scheme.format.zero == "float" and not scheme.format.sym:

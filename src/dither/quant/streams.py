@@ -36,7 +36,8 @@ class Streams:
 
     def done(self, block: int) -> None:
         """Forget a block's arguments."""
-        self._calls[block] = []
+        if self._calls:
+            self._calls[block] = []
 
 
 def float_pass(

@@ -103,6 +103,36 @@ def bench_packing() -> None:
             line(name, ms, best(on_reference(run), 0.2), rate)
 
 
+def bench_round() -> None:
+    for rows, columns in ((1536, 576), (576, 1536)):
+        weight = torch.randn(rows, columns) * 0.02
+        run = partial(kernels.round_affine, weight, 4, 64)
+        ms = best(run)
+        rate = f"{rows * columns * 8 / ms / 1e6:.1f} GB/s, {rows * columns * 8 / 1e6:.1f} MB moved"
+        line(f"round [{rows}, {columns}] 4 bit, groups of 64", ms, best(on_reference(run)), rate)
+
+
+def bench_codebook() -> None:
+    """Vectors of 4 and 256 centroids: an assignment of k-means, VPTQ's pass over all columns, and decoding."""
+    book = torch.randn(256, 4)
+    for rows, columns in ((1536, 576), (576, 1536)):
+        weight, mix = torch.randn(rows, columns), torch.randn(columns, columns) * 0.01
+        count = rows * columns // 4
+        run = partial(kernels.nearest_centroids, weight.view(-1, 4), book)
+        ms = best(run)
+        line(f"nearest of 256, {count} vectors of 4", ms, best(on_reference(run)), f"{count * 1024 / ms / 1e6:.0f} G multiply-adds/s")
+        run = partial(kernels.sweep_columns, weight, mix, book)
+        ms = best(run)
+        line(f"sweep [{rows}, {columns}]", ms, best(on_reference(run)), f"{rows * columns * (columns / 2 + 256) / ms / 1e6:.0f} G multiply-adds/s")
+        packed = kernels.pack_wide(run()[0], 8)
+        for dtype in (torch.float32, torch.bfloat16):
+            out = torch.empty(rows, columns, dtype=dtype)
+            decode = partial(kernels.decode_codebook, packed, 8, book[None], rows=rows, count=columns, out=out)
+            ms = best(decode, 0.2)
+            rate = f"{rows * columns * (dtype.itemsize + 0.25) / ms / 1e6:.1f} GB/s"
+            line(f"decode codebook [{rows}, {columns}] to {str(dtype)[6:]}", ms, best(on_reference(decode), 0.2), rate)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -112,6 +142,8 @@ def main() -> None:
     bench_gptq()
     bench_gram()
     bench_packing()
+    bench_round()
+    bench_codebook()
 
 
 if __name__ == "__main__":

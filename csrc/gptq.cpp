@@ -46,7 +46,7 @@ void gptq(GptqProblem<T> problem, const T* factor, Isa isa, [[maybe_unused]] int
 
     // Everything is allocated before the threads start: no exception may leave a parallel region.
     const std::size_t tile_bytes =
-        round_up(kernel.tile_rows * (sizeof(T) * (I + 2 * problem.groups) + I));
+        round_up(kernel.tile_rows * (sizeof(T) * (I + (problem.kind == GridKind::mixed ? 5 : 2) * problem.groups) + I));
     const Scratch packed_memory = allocate(sizeof(T) * panel_offset(panels, N));
     const Scratch tile_memory = allocate(tile_bytes * threads);
     T* const packed = reinterpret_cast<T*>(packed_memory.get());

@@ -17,7 +17,8 @@ namespace dither {
 enum class GridKind {
     affine,  // code = clip(rne(w / s) + z, 0, max),   value = s (code - z)
     offset,  // code = clip(rne((w - m) / s), 0, max), value = s code + m
-    table    // code of the table entry nearest to w / s, value = s entry
+    table,   // code of the table entry nearest to w / s, value = s entry
+    mixed    // where binary: code = w >= threshold, value = low or high; elsewhere affine
 };
 
 template <class T>
@@ -34,6 +35,8 @@ struct GptqProblem {
     const T* edges;              // [N - 1]: entry i + 1 is taken from edges[i] on
     const uint8_t* table_codes;  // [N]
     int64_t table_size;
+    const T* levels;        // [O, G, 3]: threshold, low, high of the mixed grid's two levels
+    const uint8_t* binary;  // [O, I]: 1 where it has two levels
     uint8_t* codes;  // [O, I]
     double* loss;    // [O]: sum of e^2 / 2
     T* errors;       // [O, I] or null

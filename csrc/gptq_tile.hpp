@@ -15,12 +15,13 @@ constexpr int tile_vectors = 2;
 template <class V>
 constexpr int tile_rows = tile_vectors * V::lanes;
 
-// Grids: quantize(w, r) stores the codes of row vector r and returns the values.
+// Grids: quantize(w, r) stores the codes of row vector r and returns the values. Only the mixed one has levels, and finds its mask
+// where the codes go.
 template <class V>
 struct Affine {
     using T = typename V::Real;
     V scale[tile_vectors], zero[tile_vectors], code_max;
-    Affine(const GptqProblem<T>& p, const T* s, const T* z) : code_max(V::set1(p.code_max)) {
+    Affine(const GptqProblem<T>& p, const T* s, const T* z, const T*) : code_max(V::set1(p.code_max)) {
         for (int r = 0; r < tile_vectors; ++r) scale[r] = V::load(s + r * V::lanes), zero[r] = V::load(z + r * V::lanes);
     }
     V quantize(V w, int r, uint8_t* codes) const {
@@ -34,7 +35,7 @@ template <class V>
 struct Offset {
     using T = typename V::Real;
     V scale[tile_vectors], offset[tile_vectors], code_max;
-    Offset(const GptqProblem<T>& p, const T* s, const T* m) : code_max(V::set1(p.code_max)) {
+    Offset(const GptqProblem<T>& p, const T* s, const T* m, const T*) : code_max(V::set1(p.code_max)) {
         for (int r = 0; r < tile_vectors; ++r) scale[r] = V::load(s + r * V::lanes), offset[r] = V::load(m + r * V::lanes);
     }
     V quantize(V w, int r, uint8_t* codes) const {
@@ -49,7 +50,7 @@ struct Table {
     using T = typename V::Real;
     const GptqProblem<T>& problem;
     V scale[tile_vectors];
-    Table(const GptqProblem<T>& p, const T* s, const T*) : problem(p) {
+    Table(const GptqProblem<T>& p, const T* s, const T*, const T*) : problem(p) {
         for (int r = 0; r < tile_vectors; ++r) scale[r] = V::load(s + r * V::lanes);
     }
     V quantize(V w, int r, uint8_t* codes) const {
@@ -67,9 +68,30 @@ struct Table {
     }
 };
 
-// to[c, r] = from[r, c] for a row-major `from`; lanes beyond `rows` are filled so that they stay harmless
+// Both rules are computed and one is taken, exactly: every value is finite, and is multiplied by 0 or 1.
 template <class V>
-void transpose_in(const typename V::Real* from, int64_t rows, int64_t columns, typename V::Real fill, typename V::Real* to) {
+struct Mixed {
+    using T = typename V::Real;
+    Affine<V> affine;
+    const T* levels;  // [3, R]
+    Mixed(const GptqProblem<T>& p, const T* s, const T* z, const T* l) : affine(p, s, z, l), levels(l) {}
+    V quantize(V w, int r, uint8_t* codes) const {
+        constexpr int R = tile_rows<V>;
+        T mask[V::lanes];
+        for (int l = 0; l < V::lanes; ++l) mask[l] = static_cast<T>(codes[l]);
+        const V one = V::set1(T(1)), binary = V::load(mask), high = one - binary;
+        const T* const own = levels + r * V::lanes;
+        const V up = V::add_where_ge(V::set1(T(0)), w, V::load(own));
+        const V code = V::clamp(V::round(w / affine.scale[r]) + affine.zero[r], V::set1(T(0)), affine.code_max);
+        (binary * up + high * code).store_codes(codes);
+        const V level = (one - up) * V::load(own + R) + up * V::load(own + 2 * R);
+        return binary * level + high * (affine.scale[r] * (code - affine.zero[r]));
+    }
+};
+
+// to[c, r] = from[r, c] for a row-major `from`; lanes beyond `rows` are filled so that they stay harmless
+template <class V, class T>
+void transpose_in(const T* from, int64_t rows, int64_t columns, T fill, T* to) {
     constexpr int R = tile_rows<V>;
     for (int64_t c0 = 0; c0 < columns; c0 += 16) {
         const int64_t c1 = c0 + 16 < columns ? c0 + 16 : columns;
@@ -98,11 +120,18 @@ void solve_tile(const GptqProblem<typename V::Real>& p, int64_t first_row, char*
     T* const state = reinterpret_cast<T*>(scratch);  // [I, R]: W's columns, replaced by the errors e as they are known
     T* const scale = state + I * R;                  // [G, R]
     T* const shift = scale + G * R;                  // [G, R]
-    uint8_t* const codes = reinterpret_cast<uint8_t*>(shift + G * R);  // [I, R]
+    T* const levels = shift + G * R;               // [G, 3, R], mixed grids only
+    const bool mixed = p.kind == GridKind::mixed;
+    uint8_t* const codes = reinterpret_cast<uint8_t*>(levels + (mixed ? 3 * G * R : 0));  // [I, R]; before, where the grid is binary
 
     transpose_in<V>(p.weight + first_row * I, rows, I, T(0), state);
     transpose_in<V>(p.scale + first_row * G, rows, G, T(1), scale);
     if (p.kind != GridKind::table) transpose_in<V>(p.shift + first_row * G, rows, G, T(0), shift);
+
+    if (mixed) {
+        transpose_in<V>(p.levels + first_row * 3 * G, rows, 3 * G, T(0), levels);
+        transpose_in<V>(p.binary + first_row * I, rows, I, uint8_t(0), codes);
+    }
 
     double loss[R] = {};
     for (int64_t c0 = 0; c0 < I; c0 += N) {
@@ -132,7 +161,7 @@ void solve_tile(const GptqProblem<typename V::Real>& p, int64_t first_row, char*
         for (int j = 0; j < N; ++j, u += N) {
             if (j >= width) break;
             const int64_t c = c0 + j, g = p.column_group[c];
-            const Grid<V> grid(p, scale + g * R, shift + g * R);
+            const Grid<V> grid(p, scale + g * R, shift + g * R, mixed ? levels + g * 3 * R : nullptr);
             const V diagonal = V::set1(u[j]);
 #pragma GCC unroll 2
             for (int r = 0; r < tile_vectors; ++r) {
@@ -161,6 +190,7 @@ void tile(const GptqProblem<typename V::Real>& p, int64_t first_row, char* scrat
         case GridKind::affine: return solve_tile<V, Affine>(p, first_row, scratch);
         case GridKind::offset: return solve_tile<V, Offset>(p, first_row, scratch);
         case GridKind::table: return solve_tile<V, Table>(p, first_row, scratch);
+        case GridKind::mixed: return solve_tile<V, Mixed>(p, first_row, scratch);
     }
 }
 

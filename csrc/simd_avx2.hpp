@@ -24,6 +24,29 @@ struct F32 {
     static F32 fnmadd(F32 a, F32 b, F32 c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b, one rounding
     static F32 fmadd(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
     static F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+    static F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
+    static F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+    float least() const {
+        __m128 x = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        x = _mm_min_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_min_ss(x, _mm_movehdup_ps(x)));
+    }
+    float greatest() const {
+        __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+    }
+    static F32 power_of_two(F32 a) {  // the largest one up to a, for normal a > 0
+        return {_mm256_and_ps(a.v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000)))};
+    }
+    template <int distance>
+    static F32 exchange(F32 a) {  // lane i gets lane i ^ distance
+        if constexpr (distance == 4) return {_mm256_permute2f128_ps(a.v, a.v, 1)};
+        else return {_mm256_permute_ps(a.v, distance == 1 ? 0xB1 : 0x4E)};
+    }
+    static F32 select_lt(F32 a, F32 b, F32 x, F32 y) {  // x where a < b, else y
+        return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+    }
     static F32 clamp(F32 a, F32 lo, F32 hi) { return {_mm256_min_ps(_mm256_max_ps(a.v, lo.v), hi.v)}; }
     static F32 add_where_ge(F32 sum, F32 a, F32 edge) {
         return {_mm256_add_ps(sum.v, _mm256_and_ps(_mm256_cmp_ps(a.v, edge.v, _CMP_GE_OQ), _mm256_set1_ps(1.0f)))};
@@ -51,6 +74,10 @@ struct F64 {
     static F64 fnmadd(F64 a, F64 b, F64 c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
     static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
     static F64 round(F64 a) { return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+    static F64 min(F64 a, F64 b) { return {_mm256_min_pd(a.v, b.v)}; }
+    static F64 select_lt(F64 a, F64 b, F64 x, F64 y) {
+        return {_mm256_blendv_pd(y.v, x.v, _mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ))};
+    }
     static F64 clamp(F64 a, F64 lo, F64 hi) { return {_mm256_min_pd(_mm256_max_pd(a.v, lo.v), hi.v)}; }
     static F64 add_where_ge(F64 sum, F64 a, F64 edge) {
         return {_mm256_add_pd(sum.v, _mm256_and_pd(_mm256_cmp_pd(a.v, edge.v, _CMP_GE_OQ), _mm256_set1_pd(1.0)))};

@@ -23,6 +23,21 @@ struct F32 {
     static F32 fnmadd(F32 a, F32 b, F32 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b, one rounding
     static F32 fmadd(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
     static F32 round(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+    static F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+    static F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+    float least() const { return _mm512_reduce_min_ps(v); }
+    float greatest() const { return _mm512_reduce_max_ps(v); }
+    static F32 power_of_two(F32 a) {  // the largest one up to a, for normal a > 0
+        return {_mm512_and_ps(a.v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000)))};
+    }
+    template <int distance>
+    static F32 exchange(F32 a) {  // lane i gets lane i ^ distance
+        if constexpr (distance >= 4) return {_mm512_shuffle_f32x4(a.v, a.v, distance == 4 ? 0xB1 : 0x4E)};
+        else return {_mm512_permute_ps(a.v, distance == 1 ? 0xB1 : 0x4E)};
+    }
+    static F32 select_lt(F32 a, F32 b, F32 x, F32 y) {  // x where a < b, else y
+        return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+    }
     static F32 clamp(F32 a, F32 lo, F32 hi) { return {_mm512_min_ps(_mm512_max_ps(a.v, lo.v), hi.v)}; }
     static F32 add_where_ge(F32 sum, F32 a, F32 edge) {
         return {_mm512_mask_add_ps(sum.v, _mm512_cmp_ps_mask(a.v, edge.v, _CMP_GE_OQ), sum.v, _mm512_set1_ps(1.0f))};
@@ -48,6 +63,10 @@ struct F64 {
     static F64 fnmadd(F64 a, F64 b, F64 c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
     static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
     static F64 round(F64 a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+    static F64 min(F64 a, F64 b) { return {_mm512_min_pd(a.v, b.v)}; }
+    static F64 select_lt(F64 a, F64 b, F64 x, F64 y) {
+        return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+    }
     static F64 clamp(F64 a, F64 lo, F64 hi) { return {_mm512_min_pd(_mm512_max_pd(a.v, lo.v), hi.v)}; }
     static F64 add_where_ge(F64 sum, F64 a, F64 edge) {
         return {_mm512_mask_add_pd(sum.v, _mm512_cmp_pd_mask(a.v, edge.v, _CMP_GE_OQ), sum.v, _mm512_set1_pd(1.0))};

@@ -16,7 +16,7 @@ import wrapt
 if TYPE_CHECKING:
     from dither import claims, errors, formats, graph, kernels, models, quant, report
     from dither.models import load as load_float
-    from dither.quant import load, perplexity, quantize, recipes
+    from dither.quant import accuracy, load, perplexity, quantize, recipes
     from dither.quant.export import export
 
     __version__: str
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _MODULES = ("claims", "errors", "formats", "graph", "kernels", "models", "quant", "report")
 _NAMES = {
     "quantize": "dither.quant",
+    "accuracy": "dither.quant",
     "perplexity": "dither.quant",
     "recipes": "dither.quant",
     "load": "dither.quant",
@@ -32,6 +33,7 @@ _NAMES = {
 }
 __all__ = [
     "__version__",
+    "accuracy",
     "claims",
     "errors",
     "export",

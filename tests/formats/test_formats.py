@@ -17,8 +17,9 @@ from dither.formats.packing import pack_rows, unpack_rows
 INTS = [Int(b) for b in range(1, 9)]
 INTS += [Int(b, sym=s) for b in (2, 3, 4, 8) for s in ("restricted", "full", "extremum")]
 INTS += [Int(b, zero="float") for b in (1, 2, 4, 8)] + [Int(1, sym="full")]
-INTS += [Int(4, scale=s) for s in ("bfloat16", "float32", "e8m0")]
-FLOATS = [Float(2, 1), Float(3, 2), Float(2, 3), Float(4, 3), Float(5, 2, finite=False), Float(1, 2), Float(3, 0), Float(2, 1, scale="e8m0")]
+INTS += [Int(4, scale=s) for s in ("bfloat16", "float32", "e8m0", "e4m3")]
+FLOATS = [Float(2, 1), Float(3, 2), Float(2, 3), Float(4, 3), Float(5, 2, finite=False), Float(1, 2), Float(3, 0)]
+FLOATS += [Float(2, 1, scale="e8m0"), Float(2, 1, scale="e4m3")]
 FORMATS: list[Format] = [*INTS, *FLOATS]
 NAMES = [str(f) for f in FORMATS]
 ANY = pytest.mark.parametrize("fmt", FORMATS, ids=NAMES)
@@ -38,6 +39,17 @@ def levels(fmt: Format, params: dict[str, torch.Tensor]) -> torch.Tensor:
     if isinstance(fmt, Float):
         decoded = decoded[torch.isin(codes[0], fmt.values()[1])]
     return decoded
+
+
+@ANY
+@pytest.mark.parametrize("shape", [(3, 0), (0, 5), (0, 0)])
+def test_empty_blocks(fmt: Format, shape: tuple[int, int]) -> None:
+    """No values, or no blocks: every verb gives shapes that fit, and finite parameters."""
+    x = torch.zeros(shape)
+    params = fmt.fit(x)
+    assert all(p.dim() == 0 or p.shape == shape[:1] for p in params.values()) and all(bool(p.isfinite().all()) for p in params.values())
+    codes = fmt.encode(x, params)
+    assert codes.shape == fmt.decode(codes, params).shape == fmt.quantize(x, params).shape == shape
 
 
 @ANY

@@ -192,6 +192,32 @@ def test_dynamic_groups_see_all_updates(path: str, widths: tuple[int, ...]) -> N
     torch.testing.assert_close(loss, total, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize(("block", "width"), [(16, 8), (16, 12), (16, 24), (64, 8), (8, 8)])
+def test_stale_dynamic_groups_read_what_the_lazy_blocks_before_left(path: str, block: int, width: int) -> None:
+    """The paper's loop, written plainly: the matrix lags behind by the updates of the current block, which live in the block's own copy."""
+    columns = 72
+    weight, u, _, _ = problem(9, columns, "affine")
+    group = torch.arange(columns) // width
+    codes, loss = gptq_columns_dynamic(weight, u, group, Int4(), fit_int4, block=block, stale=True)
+    work, expected, total = weight.clone(), torch.zeros_like(codes), torch.zeros(9, dtype=torch.float64)
+    for i1 in range(0, columns, block):
+        i2 = min(i1 + block, columns)
+        inside, errors = work[:, i1:i2].clone(), torch.zeros(9, i2 - i1, dtype=torch.float64)
+        for c in range(i1, i2):
+            if c % width == 0:
+                grid = Int4().column_grid({k: v[:, None] for k, v in fit_int4(work[:, c : c + width]).items()})
+            w = inside[:, c - i1]
+            expected[:, c] = grid.encode(w, 0)
+            errors[:, c - i1] = (w - grid.decode(expected[:, c], 0)) / u[c, c]
+            inside -= errors[:, c - i1, None] * torch.where(torch.arange(i1, i2) >= c, u[c, i1:i2], 0)
+            total += errors[:, c - i1].square() / 2
+        work[:, i2:] -= errors @ u[i1:i2, i2:]
+    assert torch.equal(codes, expected)
+    torch.testing.assert_close(loss, total, rtol=1e-9, atol=0)
+    fresh = gptq_columns_dynamic(weight, u, group, Int4(), fit_int4, block=block)[0]
+    assert torch.equal(codes, fresh) == (block == width)  # only groups that are the blocks see everything
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(0, 5), (3, 0), (0, 0)])
 def test_empty(path: str, rows: int, columns: int) -> None:
     grid = AffineGrid(torch.ones(rows, 1), torch.zeros(rows, 1), 15)

@@ -91,17 +91,19 @@ def show(record: CompareRecord | InspectRecord) -> None:
 def arms(methods: str, bits: str, group: str) -> list[Arm]:
     """Every method at every width and group size, methods first. Raises UsageError for what cannot be read."""
     from dither.errors import UsageError
+    from dither.quant import recipes
     from dither.quant.compare import Arm
 
     widths = [w.strip() for w in bits.split(",")]
     if not all(w.isdigit() for w in widths):
         raise UsageError(f"--bits {bits}: must be numbers separated by commas")
-    return [
-        Arm(name, o.bits_of(int(width)), o.group_size(size.strip()), knobs)
-        for name, knobs in (method(spec) for spec in split(methods, ","))
-        for width in widths
-        for size in group.split(",")
-    ]
+    found = []
+    for name, knobs in (method(spec) for spec in split(methods, ",")):
+        last = recipes.find(name.split("+")[-1].strip())  # its own, where it has no such knob
+        bits_each = [o.bits_of(int(width)) for width in widths] if recipes.has(name, "bits") else [last.bits]
+        sizes = [o.group_size(size.strip()) for size in group.split(",")] if recipes.has(name, "group") else [last.group]
+        found += [Arm(name, width, size, knobs) for width in bits_each for size in sizes]
+    return found
 
 
 def method(spec: str) -> tuple[str, tuple[tuple[str, Any], ...]]:

@@ -40,6 +40,12 @@ for verb, command in (
 _WrongCall: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _RESUMES = ("quantize", "compare", "demo")
 
+# Read by torch and its thread pool when they load, so these must be set before. Long work alternates between wide and narrow stretches:
+# threads that wait asleep rather than spinning leave their processor time to others, and activations that come and go
+# in huge pages cost a tenth of the page faults. What the user has set stands.
+_FOR_LONG_WORK = {"OMP_WAIT_POLICY": "passive", "THP_MEM_ALLOC_ENABLE": "1"}
+_LONG = (*_RESUMES, "claims", "inspect")
+
 
 def _version(value: bool) -> None:
     if value:
@@ -65,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     end = given.index("--") if "--" in given else len(given)
     debug = "--debug" in given[:end]
     given = [a for a in given[:end] if a != "--debug"] + given[end:]
+    if given[:1] and given[0] in _LONG and "torch" not in sys.modules:
+        for variable, value in _FOR_LONG_WORK.items():
+            os.environ.setdefault(variable, value)
     try:
         result = app(given or ["--help"], standalone_mode=False, prog_name="dither")
         if result == 130:  # how typer reports a KeyboardInterrupt that it caught

@@ -61,11 +61,11 @@ def group_size(text: str) -> int | None:
     return value
 
 
-def bits_of(value: int) -> int:
+def bits_of(value: int, option: str = "--bits") -> int:
     from dither.errors import UsageError
 
     if not 1 <= value <= 8:
-        raise UsageError(f"--bits {value}: must be 1 to 8")
+        raise UsageError(f"{option} {value}: must be 1 to 8")
     return value
 
 
@@ -114,6 +114,8 @@ def block_progress(label: str) -> Iterator[Callable[[Event], None]]:
     if not sys.stderr.isatty():
 
         def line(event: Event) -> None:
+            if not event.blocks:  # a stage that works on the whole model
+                say(f"{label}: {event.what}")
             if event.error is not None:
                 bits = f", {event.bits:.2f} bits" if event.bits else ""
                 say(
@@ -147,7 +149,8 @@ def block_progress(label: str) -> Iterator[Callable[[Event], None]]:
             facts = f"{event.memory / 1e6:.0f} MB"
             if event.error is not None:
                 facts = f"error {event.error:.1e}, " + facts
-            bar.update(task, total=event.blocks, completed=event.done, facts=facts)
+            what = f"{label}: {event.what}" if event.error is None else label
+            bar.update(task, total=event.blocks or None, completed=event.done, facts=facts, description=what)
 
         yield update
 

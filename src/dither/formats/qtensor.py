@@ -1,6 +1,6 @@
 """QTensor: a quantized matrix as it is stored. Every method emits it; it counts every byte.
 
-Stored tensors (`QTensor.tensors`):
+Stored tensors (`QTensor.tensors`) of a grid; other kinds of storage (`WeightScheme`) say theirs in their own files:
 
     codes         uint8 [O, stride]     packed rows, see `packing`
     scale         [O, G] in the scale's storage type
@@ -23,12 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dither import kernels
 from dither.errors import CheckpointError
 from dither.formats.format import Params
-from dither.formats.packing import pack_rows, pack_stream, row_stride, unpack_rows, unpack_stream
+from dither.formats.packing import pack_rows, pack_stream, unpack_rows
 from dither.formats.scales import STORAGE
 from dither.formats.scheme import Scheme
+from dither.formats.stored import WeightScheme, scheme_from_json
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class QTensor:
     """``stored`` are the tensors above; ``shape`` is the matrix ``(O, I)``."""
 
     stored: Mapping[str, Tensor]
-    scheme: Scheme
+    scheme: WeightScheme
     shape: tuple[int, int]
 
     @classmethod
@@ -59,81 +59,64 @@ class QTensor:
         return cls(stored, scheme, (rows, columns))
 
     @classmethod
-    def empty(cls, scheme: Scheme, shape: tuple[int, ...], device: str = "cpu") -> QTensor:
+    def empty(cls, scheme: WeightScheme, shape: tuple[int, ...], device: str = "cpu") -> QTensor:
         """A tensor of zeros of the right sizes and types, to be filled (or, on "meta", to be measured)."""
         rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
-        made = {k: torch.zeros(s, dtype=d, device=device) for k, (s, d) in _layout(scheme, rows, columns).items()}
+        made = {k: torch.zeros(s, dtype=d, device=device) for k, (s, d) in scheme.layout(rows, columns).items()}
         return cls(made, scheme, (rows, columns))
 
     @classmethod
-    def trusted(cls, stored: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, ...]) -> QTensor:
+    def trusted(cls, stored: Mapping[str, Tensor], scheme: WeightScheme, shape: tuple[int, ...]) -> QTensor:
         """Stored tensors that were checked before."""
         return cls(stored, scheme, (shape[0], shape[1]))
 
     @classmethod
-    def from_tensors(cls, stored: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, ...]) -> QTensor:
+    def from_tensors(cls, stored: Mapping[str, Tensor], scheme: WeightScheme, shape: tuple[int, ...]) -> QTensor:
         """Stored tensors from a file: sizes, types and ranges are checked. Raises CheckpointError."""
         rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
-        for key, (size, dtype) in _layout(scheme, rows, columns).items():
+        layout = scheme.layout(rows, columns)
+        for key, (size, dtype) in layout.items():
             if key not in stored:
                 raise CheckpointError(f"{key}: is missing from a quantized tensor of scheme {scheme}")
             if tuple(stored[key].shape) != size or stored[key].dtype != dtype:
                 raise CheckpointError(
                     f"{key}: is {stored[key].dtype} {list(stored[key].shape)}, but {scheme} on {rows} x {columns} needs {dtype} {list(size)}"
                 )
-        extra = set(stored) - set(_layout(scheme, rows, columns))
+        extra = set(stored) - set(layout)
         if extra:
             raise CheckpointError(f"{sorted(extra)[0]}: does not belong to a quantized tensor of scheme {scheme}")
-        for key in ("scale", "offset", "global_scale"):
-            if key in stored and not bool(torch.isfinite(stored[key].to(torch.float32)).all()):
-                raise CheckpointError(f"{key}: holds NaN or inf")
+        scheme.check_stored(stored, (rows, columns))
         return cls(dict(stored), scheme, (rows, columns))
+
+    @property
+    def grid(self) -> Scheme:
+        """The scheme, where it is a grid. TypeError for other kinds of storage, which have no codes and parameters of their own."""
+        if not isinstance(self.scheme, Scheme):
+            raise TypeError(f"a tensor stored as {self.scheme} has no grid")
+        return self.scheme
 
     @property
     def codes(self) -> Tensor:
         """uint8 ``[O, I]``."""
-        return unpack_rows(self.stored["codes"], self.scheme.format.bits, self.shape[1])
+        return unpack_rows(self.stored["codes"], self.grid.format.bits, self.shape[1])
 
     @cached_property
     def params(self) -> Params:
         """Grid-shaped parameters, float32."""
-        rows, columns = self.scheme.blocks.grid_shape(*self.shape)
-        found: Params = {}
-        for key, value in self.stored.items():
-            if key == "codes":
-                continue
-            if key == "zero_point":
-                value = unpack_stream(value, self.scheme.format.bits, rows * columns).view(rows, columns)
-            found[key] = value.to(torch.float32)
-        return found
+        return self.grid.unpack_params(self.stored, self.shape)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values ``[O, I]``: computed in float32, then cast."""
-        fmt, blocks = self.scheme.format, self.scheme.blocks
-        if (
-            blocks.height == 1
-            and self.stored["codes"].device.type == "cpu"
-            and dtype in (torch.float32, torch.bfloat16)
-        ):
-            grid = fmt.column_grid(self.params)
-            if isinstance(grid, kernels.AffineGrid) and self.shape[1]:
-                return kernels.dequantize_affine(
-                    self.stored["codes"],
-                    fmt.bits,
-                    grid.scale,
-                    grid.zero,
-                    blocks.columns(self.shape[1]),
-                    self.shape[1],
-                    dtype,
-                )
-        return self.scheme.decode(self.codes, self.params).to(dtype)
+        if isinstance(self.scheme, Scheme):
+            return self.scheme.decode_packed(self.stored["codes"], self.params, self.shape, dtype)
+        return self.scheme.decode_stored(self.stored, self.shape, dtype)
 
     def rows(self, index: Tensor) -> QTensor:
         """The tensor's rows at ``index [N]``, without decoding the others. ValueError where blocks span rows."""
-        if self.scheme.blocks.height != 1:
+        if self.grid.blocks.height != 1:
             raise ValueError(f"rows: blocks of {self.scheme} span rows, so single rows cannot be taken out")
         params = {k: v if v.dim() == 0 else v[index] for k, v in self.params.items()}
-        stored = {k: _store(k, v, self.scheme) if k != "global_scale" else v for k, v in params.items()}
+        stored = {k: _store(k, v, self.grid) if k != "global_scale" else v for k, v in params.items()}
         stored["codes"] = self.stored["codes"][index]
         return QTensor(stored, self.scheme, (index.numel(), self.shape[1]))
 
@@ -166,7 +149,7 @@ class QTensor:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads((file.metadata() or {})["qtensor"])
                 stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls.from_tensors(stored, Scheme.from_json(about["scheme"]), tuple(about["shape"]))
+            return cls.from_tensors(stored, scheme_from_json(about["scheme"]), tuple(about["shape"]))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: holds no readable quantized tensor ({error})") from None
 
@@ -178,19 +161,3 @@ def _store(key: str, value: Tensor, scheme: Scheme) -> Tensor:
     if key == "offset":
         return value.to(torch.float16)
     return value.to(torch.float32).to(STORAGE[scheme.format.scale])  # type: ignore[attr-defined]
-
-
-def _layout(scheme: Scheme, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of every stored tensor."""
-    grid = scheme.blocks.grid_shape(rows, columns)
-    found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "codes": ((rows, row_stride(columns, scheme.format.bits)), torch.uint8)
-    }
-    for key, bits in scheme.format.param_bits().items():
-        if key == "zero_point":
-            found[key] = ((-(-grid[0] * grid[1] * bits // 8),), torch.uint8)
-        else:
-            found[key] = (grid, torch.float16 if key == "offset" else STORAGE[scheme.format.scale])  # type: ignore[attr-defined]
-    if getattr(scheme.format, "scale", "") == "e4m3":
-        found["global_scale"] = ((), torch.float32)
-    return found

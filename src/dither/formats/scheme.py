@@ -7,26 +7,36 @@ codes = scheme.encode(weight, params)    # uint8 [O, I]
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dither import kernels
 from dither.formats.blocks import Blocks, Piece, group
 from dither.formats.clip import Clip, clip_search
 from dither.formats.floating import Float
 from dither.formats.format import Format, Params
 from dither.formats.integer import Int
-from dither.formats.packing import row_stride
+from dither.formats.logarithm import Log
+from dither.formats.packing import row_stride, unpack_rows, unpack_stream
+from dither.formats.scales import STORAGE
+from dither.formats.stored import KINDS, Layout, WeightScheme
+from dither.kernels import round_affine, round_to_one_grid
+from dither.kernels.checks import check_finite
+from dither.kernels.round import SCALE_TYPES
 
-FORMATS: dict[str, type[Format]] = {"int": Int, "float": Float}
+FORMATS: dict[str, type[Format]] = {"int": Int, "float": Float, "log": Log}
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Scheme(WeightScheme):
     """How matrices become few-bit. ``clip``: search each block's range (None: min-max). ``dynamic``: parameters are made anew for each
     tensor at run time (activations) rather than stored."""
+
+    kind: ClassVar[str] = "grid"
 
     format: Format
     blocks: Blocks
@@ -75,7 +85,31 @@ class Scheme:
 
     def quantize(self, w: Tensor, params: Params | None = None) -> Tensor:
         """``decode(encode(w))``; fits first where no ``params`` are given."""
+        if params is None and self.fits_in_one_pass(w):
+            scale = STORAGE[self.format.scale]  # type: ignore[attr-defined]
+            return round_affine(w.contiguous(), self.format.bits, self.blocks.columns(w.shape[1]), scale)
+        if params is not None and self._one_grid(w, params):
+            return round_to_one_grid(w.contiguous(), self.format.bits, float(params["scale"]), float(params["zero_point"]))
         return self._map(w, self.fit(w) if params is None else params, self.format.quantize, w.dtype)
+
+    def _one_grid(self, w: Tensor, params: Params) -> bool:
+        """Whether a kernel rounds ``w`` to ``params`` in one pass, to the same bits."""
+        form, zero, scale = self.format, params.get("zero_point"), params["scale"]
+        plain = isinstance(form, Int) and form.sym is False and form.zero == "int" and "global_scale" not in params
+        if not plain or self.blocks.kind != "tensor" or zero is None or scale.dtype != torch.float32:
+            return False
+        if torch.is_grad_enabled() and (w.requires_grad or scale.requires_grad or zero.requires_grad):
+            return False
+        return w.dim() == 2 and w.numel() > 0 and w.dtype == torch.float32 and w.device.type == "cpu" and w.layout == torch.strided
+
+    def fits_in_one_pass(self, w: Tensor) -> bool:
+        """Whether a kernel fits and rounds ``w`` at once, to the same bits and with the same errors."""
+        form = self.format
+        if not isinstance(form, Int) or form.sym is not False or form.zero != "int" or STORAGE[form.scale] not in SCALE_TYPES:
+            return False
+        if self.clip is not None or self.blocks.height != 1 or (w.requires_grad and torch.is_grad_enabled()):
+            return False
+        return w.dim() == 2 and w.dtype == torch.float32 and w.device.type == "cpu" and w.layout == torch.strided
 
     def _map(self, matrix: Tensor, params: Params, function: Any, dtype: torch.dtype) -> Tensor:
         pieces = list(self.blocks.pieces(*matrix.shape))
@@ -95,16 +129,58 @@ class Scheme:
         """``[I]`` int64: the grid column of each input."""
         return self.blocks.column_groups(inputs)
 
+    @property
+    def tensor_scale(self) -> bool:
+        """Whether the whole tensor has a scale beside those of the blocks."""
+        return getattr(self.format, "scale", "") == "e4m3"
+
     def is_ragged(self, inputs: int, outputs: int = 1) -> bool:
         """Whether the last group of a row is shorter than the others."""
         return self.blocks.kind == "group" and self.blocks.ragged(outputs, inputs)
+
+    def layout(self, rows: int, columns: int) -> Layout:
+        grid = self.blocks.grid_shape(rows, columns)
+        found: Layout = {"codes": ((rows, row_stride(columns, self.format.bits)), torch.uint8)}
+        for key, bits in self.format.param_bits().items():
+            if key == "zero_point":
+                found[key] = ((-(-grid[0] * grid[1] * bits // 8),), torch.uint8)
+            else:
+                found[key] = (grid, torch.float16 if key == "offset" else STORAGE[self.format.scale])  # type: ignore[attr-defined]
+        if self.tensor_scale:
+            found["global_scale"] = ((), torch.float32)
+        return found
+
+    def unpack_params(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> Params:
+        """Grid-shaped parameters, float32, of stored tensors."""
+        rows, columns = self.blocks.grid_shape(*shape)
+        found: Params = {}
+        for key, value in stored.items():
+            if key == "codes":
+                continue
+            if key == "zero_point":
+                value = unpack_stream(value, self.format.bits, rows * columns).view(rows, columns)
+            found[key] = value.to(torch.float32)
+        return found
+
+    def decode_stored(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        return self.decode_packed(stored["codes"], self.unpack_params(stored, shape), shape, dtype)
+
+    def decode_packed(self, packed: Tensor, params: Params, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """``packed`` codes on unpacked ``params`` -> values ``[O, I]``, by the kernel where one fits."""
+        columns, bits = shape[1], self.format.bits
+        if self.blocks.height == 1 and packed.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+            grid = self.format.column_grid(params)
+            if isinstance(grid, kernels.AffineGrid) and columns:
+                size = self.blocks.columns(columns)
+                return kernels.dequantize_affine(packed, bits, grid.scale, grid.zero, size, columns, dtype)
+        return self.decode(unpack_rows(packed, bits, columns), params).to(dtype)
 
     def nbytes(self, outputs: int, inputs: int) -> int:
         """Bytes that a matrix ``[O, I]`` takes: packed rows and every parameter."""
         total = outputs * row_stride(inputs, self.format.bits)
         rows, columns = self.blocks.grid_shape(outputs, inputs)
         total += sum(-(-rows * columns * bits // 8) for bits in self.format.param_bits().values())
-        return total + (4 if getattr(self.format, "scale", "") == "e4m3" else 0)
+        return total + (4 if self.tensor_scale else 0)
 
     def bits_per_weight(self, outputs: int, inputs: int) -> float:
         """True bits a weight: all stored bytes over all weights."""
@@ -144,6 +220,9 @@ class Scheme:
         return f"{self.format} {self.blocks}" + (" dynamic" if self.dynamic else "")
 
 
+KINDS["grid"] = Scheme
+
+
 def _mapping(value: Any, field: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{field}: must be a mapping, not {type(value).__name__}")
@@ -161,12 +240,7 @@ def check_matrix(w: Tensor, name: str = "weight") -> None:
     """Raises ValueError unless ``w`` is a finite floating matrix."""
     if w.dim() != 2 or not w.is_floating_point():
         raise ValueError(f"{name}: must be a floating matrix [O, I], not {w.dtype} of shape {tuple(w.shape)}")
-    if w.numel() == 0:
-        return
-    low, high = w.aminmax()  # NaN propagates into both; much faster than isfinite
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        row, column = (int(i) for i in (~torch.isfinite(w)).nonzero()[0])
-        raise ValueError(f"{name}: holds {float(w[row, column])} at row {row}, column {column}")
+    check_finite(name, w)
 
 
 MXFP4 = Float(2, 1, scale="e8m0") @ group(32)

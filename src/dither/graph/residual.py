@@ -51,10 +51,9 @@ def rotate_residual(model: nn.Module, residual: Residual, rotation: Tensor) -> N
         raise ValueError(
             "rotation must map the vector of ones to itself, because norms of this stream subtract the mean; see fix_ones"
         )
+    fold_norms(model, residual)
     with torch.no_grad():
-        _separate(model, residual)
         for site in residual.norms:
-            _fold_norm(model, site)
             if site.producer.bias is not None:
                 _rotate(model, Weight(site.producer.bias, "table"), q, reads=False)
         tables = {w.parameter for w in residual.writers if w.kind == "table"}
@@ -65,6 +64,15 @@ def rotate_residual(model: nn.Module, residual: Residual, rotation: Tensor) -> N
                 _rotate(model, Weight(bias, "table"), q, reads=False)
         for reader in residual.readers:
             _rotate(model, reader, q, reads=True)
+
+
+@torch.no_grad()
+def fold_norms(model: nn.Module, residual: Residual) -> None:
+    """The first half of `rotate_residual`: separate tied parameters, move the factors of norms into their readers. In place; the function stays
+    the same. ValueError where a norm that adds a bias has a factor of 0."""
+    _separate(model, residual)
+    for site in residual.norms:
+        _fold_norm(model, site)
 
 
 def _rotate(model: nn.Module, weight: Weight, q: Tensor, *, reads: bool) -> None:
@@ -106,6 +114,7 @@ def _separate(model: nn.Module, residual: Residual) -> None:
             config: Any = getattr(model, "config", None)
             if getattr(config, "tie_word_embeddings", False):
                 config.tie_word_embeddings = False
+            getattr(model, "all_tied_weights_keys", {}).pop(name, None)  # transformers would tie them again
 
 
 def fix_ones(rotation: Tensor) -> Tensor:
@@ -115,13 +124,19 @@ def fix_ones(rotation: Tensor) -> Tensor:
     if r.dim() != 2 or r.shape[0] != r.shape[1]:
         raise ValueError(f"rotation must be square, not {list(r.shape)}")
     width = r.shape[0] + 1
-    normal = torch.full((width,), -1 / math.sqrt(width), dtype=r.dtype, device=r.device)
-    normal[0] += 1
-    normal = normal / normal.norm() if width > 1 else normal
-    h = torch.eye(width, dtype=r.dtype, device=r.device) - 2 * torch.outer(normal, normal)
+    h = ones_reflection(width).to(r.device)
     inner = torch.eye(width, dtype=r.dtype, device=r.device)
     inner[1:, 1:] = r
     return h @ inner @ h
+
+
+def ones_reflection(width: int) -> Tensor:
+    """The symmetric orthogonal ``[D, D]``, float64, that swaps the first axis and the normalised vector of ones; its other columns span the
+    complement of that vector."""
+    normal = torch.full((width,), -1 / math.sqrt(width), dtype=torch.float64)
+    normal[0] += 1
+    normal = normal / normal.norm() if width > 1 else normal
+    return torch.eye(width, dtype=torch.float64) - 2 * torch.outer(normal, normal)
 
 
 def random_rotation(residual: Residual, seed: int = 0) -> Tensor:

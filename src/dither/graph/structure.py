@@ -59,6 +59,11 @@ class Layer:
         """The weight as ``[O, I]`` or ``[E, O, I]``: a view of the parameter (of a convolution ``[O, C / groups * kernel]``)."""
         return matrix_view(model.get_parameter(self.parameter), self.kind, self.swapped)
 
+    def flat(self, model: nn.Module) -> Tensor:
+        """The weight as one float32 matrix ``[O, I]``, detached; of a stack of experts all rows one after the other."""
+        weight = self.matrix(model).detach().float()
+        return weight.reshape(-1, weight.shape[-1])
+
     @torch.no_grad()
     def write(self, model: nn.Module, matrix: Tensor) -> None:
         """Copy ``matrix`` (the shape that `matrix` has) into the parameter, in the parameter's dtype."""

@@ -7,14 +7,23 @@ elsewhere. `backend` tells which; ``DITHER_KERNELS`` and ``DITHER_ISA`` choose b
 
 from __future__ import annotations
 
+from dither.kernels.codebook import decode_codebook, nearest_centroids, sweep_columns
 from dither.kernels.dequantize import dequantize_affine
 from dither.kernels.extension import backend
 from dither.kernels.gptq import ColumnFormat, gptq_columns, gptq_columns_dynamic
 from dither.kernels.gram import gram_finish, gram_update
-from dither.kernels.grids import AffineGrid, ColumnGrid, OffsetGrid, TableGrid
+from dither.kernels.grids import AffineGrid, ColumnGrid, MixedGrid, OffsetGrid, TableGrid
+from dither.kernels.hadamard import hadamard_rows
 from dither.kernels.packing import pack_rows, packed_stride, unpack_rows
+from dither.kernels.partial import dequantize_partial, places_to_bitmap
+from dither.kernels.round import round_affine, round_to_one_grid
+from dither.kernels.wide import pack_wide, unpack_wide
 
 __all__ = [
-    "AffineGrid", "ColumnFormat", "ColumnGrid", "OffsetGrid", "TableGrid", "backend", "dequantize_affine",
-    "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "pack_rows", "packed_stride", "unpack_rows",
+    "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "TableGrid", "backend", "decode_codebook", "dequantize_affine",
+    "dequantize_partial",
+    "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "nearest_centroids",
+    "pack_rows", "pack_wide", "packed_stride",
+    "places_to_bitmap",
+    "round_affine", "round_to_one_grid", "sweep_columns", "unpack_rows", "unpack_wide",
 ]

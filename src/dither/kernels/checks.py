@@ -29,6 +29,16 @@ def check_range(name: str, x: Tensor, low: int, high: int) -> None:
         raise ValueError(f"{name}: holds {int(x.min())} .. {int(x.max())}, must be within {low} .. {high}")
 
 
+def check_finite(name: str, x: Tensor) -> None:
+    """Raises ValueError, naming the first place, if the matrix ``x`` holds NaN or inf."""
+    if x.numel() == 0:
+        return
+    low, high = x.aminmax()  # NaN propagates into both; much faster than isfinite
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        row, column = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])
+        raise ValueError(f"{name}: holds {float(x[row, column])} at row {row}, column {column}")
+
+
 def check_bits(bits: int) -> None:
     if not 1 <= bits <= 8:
         raise ValueError(f"bits: must be 1 .. 8, not {bits}")

@@ -15,9 +15,9 @@ from torch import Tensor
 from dither.kernels.checks import check, check_range
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.gptq_reference import gptq_reference
-from dither.kernels.grids import AffineGrid, ColumnGrid, OffsetGrid
+from dither.kernels.grids import AffineGrid, ColumnGrid, MixedGrid, OffsetGrid
 
-_KINDS = {"AffineGrid": 0, "OffsetGrid": 1, "TableGrid": 2}  # GridKind of csrc/gptq.hpp
+_KINDS = {"AffineGrid": 0, "OffsetGrid": 1, "TableGrid": 2, "MixedGrid": 3}  # GridKind of csrc/gptq.hpp
 
 
 class ColumnFormat(Protocol):
@@ -45,33 +45,39 @@ def gptq_columns(
 
 def gptq_columns_dynamic(
     weight: Tensor, factor: Tensor, column_group: Tensor, form: ColumnFormat,
-    fit: Callable[[Tensor], Mapping[str, Tensor]], *, block: int = 128,
+    fit: Callable[[Tensor], Mapping[str, Tensor]], *, block: int = 128, stale: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The same with grids that follow the weights: ``fit(columns [O, n])`` gives a group's parameters when its first
     column is reached.
 
-    ``columns`` are the weights as updated by every column before the group. Parameters are ``[O]`` (one a row) or 0-d
-    (shared), and ``form.column_grid`` turns them, as ``[O, 1]``, into the grid. ``column_group`` must be ``0, 0, .., 1,
-    1, ..``.
+    ``columns`` are the weights as updated by every column before the group; with ``stale``, only by the columns before
+    the lazy block of ``block`` columns in which the group begins, as the paper's code reads them. Parameters are ``[O]``
+    (one a row) or 0-d (shared), and ``form.column_grid`` turns them, as ``[O, G]``, into the grid. ``column_group`` must
+    be ``0, 0, .., 1, 1, ..``.
     """
     widths = torch.unique_consecutive(column_group, return_counts=True)[1]
     if not torch.equal(column_group, torch.repeat_interleave(widths)):
         raise ValueError("column_group: dynamic groups must be contiguous and in ascending order from 0")
+    ends = widths.cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    total = weight.shape[1]
+    strides = [(i, min(i + block, total)) for i in range(0, total, block)] if stale else zip(starts, ends, strict=True)
     work = weight.clone()
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     loss = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
-    first = 0
-    for width in widths.tolist():
-        last = first + width
-        params = fit(work[:, first:last])
-        grid = form.column_grid({name: p[:, None] if p.dim() else p for name, p in params.items()})
-        own = torch.zeros(width, dtype=torch.int64, device=weight.device)
+    fitted: list[Mapping[str, Tensor]] = []
+    for first, last in strides:
+        while len(fitted) < len(starts) and starts[len(fitted)] < last:
+            fitted.append(fit(work[:, starts[len(fitted)] : ends[len(fitted)]]))
+        own = column_group[first:last]
+        params = fitted[int(own[0]) : int(own[-1]) + 1]
+        joined = {n: torch.stack([p[n] for p in params], 1) if v.dim() else v for n, v in params[0].items()}
+        grid = form.column_grid(joined)
         block_factor = factor[first:last, first:last].contiguous()
         columns = work[:, first:last].contiguous()
-        codes[:, first:last], part, errors = gptq_errors(columns, block_factor, own, grid, block=block)
+        codes[:, first:last], part, errors = gptq_errors(columns, block_factor, own - own[0], grid, block=block)
         loss += part
         work[:, last:].addmm_(errors, factor[first:last, last:], alpha=-1)
-        first = last
     return codes, loss
 
 
@@ -88,6 +94,8 @@ def gptq_errors(
     check("column_group", column_group, (columns,), (torch.int64,))
     grid = grid.to(weight.dtype)
     grid.check(rows)
+    if isinstance(grid, MixedGrid):
+        check("binary", grid.binary, (rows, columns), (torch.bool,))
     check_range("column_group", column_group, 0, grid.scale.shape[1] - 1)
     if block < 1:
         raise ValueError(f"block: must be at least 1, not {block}")
@@ -101,16 +109,18 @@ def gptq_errors(
     codes = torch.empty(rows, columns, dtype=torch.uint8)
     loss = torch.empty(rows, dtype=torch.float64)
     errors = torch.empty(rows if keep_errors else 0, columns, dtype=weight.dtype)
-    shift = table = edges = table_codes = None
+    shift = table = edges = table_codes = levels = binary = None
     code_max = 0
     if isinstance(grid, AffineGrid):
         shift, code_max = grid.zero, grid.code_max
     elif isinstance(grid, OffsetGrid):
         shift, code_max = grid.offset, grid.code_max
+    elif isinstance(grid, MixedGrid):
+        shift, code_max, levels, binary = grid.zero, grid.code_max, grid.levels(), grid.binary.view(torch.uint8)
     else:
         table, edges, table_codes = grid.table, grid.edges(), grid.codes
     native.gptq(
         weight.detach(), factor.detach(), grid.scale, shift, column_group, _KINDS[type(grid).__name__], code_max, table,
-        edges, table_codes, codes, loss, errors if keep_errors else None, isa(), threads(),
+        edges, table_codes, levels, binary, codes, loss, errors if keep_errors else None, isa(), threads(),
     )
     return codes, loss, errors

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dither.kernels.grids import ColumnGrid
+from dither.kernels.grids import ColumnGrid, MixedGrid
 
 
 def gptq_reference(
@@ -31,8 +31,9 @@ def gptq_reference(
         inside = work[:, i1:i2].T.contiguous()  # (B, O): one column of the weight is one row here
         for c in range(i1, i2):
             w = inside[c - i1]  # (O,)
-            codes[:, c] = grid.encode(w, groups[c])
-            e = (w - grid.decode(codes[:, c], groups[c])) / factor[c, c]
+            own = grid.at(c) if isinstance(grid, MixedGrid) else grid
+            codes[:, c] = own.encode(w, groups[c])
+            e = (w - own.decode(codes[:, c], groups[c])) / factor[c, c]
             errors[:, c] = e
             inside[c - i1 + 1 :].addr_(factor[c, c + 1 : i2], e, alpha=-1)
         work[:, i2:].addmm_(errors[:, i1:i2], factor[i1:i2, i2:], alpha=-1)

@@ -6,6 +6,7 @@ A weight in row ``o`` and column group ``g`` has the scale ``s = scale[o, g]`` a
     AffineGrid   u = clip(rne(w / s) + z, 0, code_max)      value = s (u - z)      integer zero point z
     OffsetGrid   u = clip(rne((w - m) / s), 0, code_max)    value = s u + m        float offset m
     TableGrid    u = codes[argmin_i |w / s - table[i]|]     value = s table[i]     small floats, codebooks
+    MixedGrid    where binary: u = (w >= mu)                value = mu + alpha (2 u - 1)   two levels; elsewhere as AffineGrid
 
 ``rne`` rounds half to even; a tie between table entries goes to the even code. Arithmetic is in the weight's dtype, one
 rounding an operation, so that codes are the same wherever they are computed.
@@ -121,7 +122,54 @@ class TableGrid:
             raise ValueError("table: holds NaN or inf")
 
 
-ColumnGrid = AffineGrid | OffsetGrid | TableGrid
+@dataclass(frozen=True, eq=False)
+class MixedGrid:
+    """Two grids in one matrix: two levels ``mu +- alpha`` where ``binary [O, I]`` (bool, columns in the order of the
+    weights), an affine grid elsewhere. ``scale``, ``zero``, ``alpha`` and ``mu`` are ``[O, G]``.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    code_max: int
+    alpha: Tensor
+    mu: Tensor
+    binary: Tensor
+
+    def at(self, column: int) -> MixedGrid:
+        """The grid of one column alone, for weights ``[O]``."""
+        return replace(self, binary=self.binary[:, column])
+
+    def encode(self, w: Tensor, group: Tensor | int) -> Tensor:
+        """Codes, uint8, of ``w [O, I]`` whose columns are in ``group [I]`` (of ``w [O]`` in one group after `at`)."""
+        affine = AffineGrid(self.scale, self.zero, self.code_max).encode(w, group)
+        return torch.where(self.binary, (w >= self.mu[:, group]).to(torch.uint8), affine)
+
+    def decode(self, codes: Tensor, group: Tensor | int) -> Tensor:
+        """Values of ``codes``, in the dtype of ``scale``."""
+        affine = AffineGrid(self.scale, self.zero, self.code_max).decode(codes, group)
+        alpha, mu = self.alpha[:, group], self.mu[:, group]
+        return torch.where(self.binary, torch.where(codes > 0, mu + alpha, mu - alpha), affine)
+
+    def levels(self) -> Tensor:
+        """``[O, 3 G]``: threshold, lower and upper value of each group's two levels, as the kernel reads them."""
+        return torch.stack([self.mu, self.mu - self.alpha, self.mu + self.alpha], 2).flatten(1).contiguous()
+
+    def to(self, dtype: torch.dtype) -> MixedGrid:
+        found = {name: getattr(self, name).to(dtype).contiguous() for name in ("scale", "zero", "alpha", "mu")}
+        return replace(self, **found)
+
+    def check(self, rows: int) -> None:
+        check_scale(self.scale, rows)
+        for name in ("zero", "alpha", "mu"):
+            check(name, getattr(self, name), tuple(self.scale.shape), _FLOATS)
+        for name in ("alpha", "mu"):
+            if not bool(torch.isfinite(getattr(self, name)).all()):
+                raise ValueError(f"{name}: holds NaN or inf")
+        check("binary", self.binary, (rows, None), (torch.bool,))
+        check_code_max(self.code_max)
+
+
+ColumnGrid = AffineGrid | OffsetGrid | TableGrid | MixedGrid
 
 
 def check_scale(scale: Tensor, rows: int) -> None:

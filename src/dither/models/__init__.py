@@ -7,22 +7,30 @@ into token windows. Nothing is ever unpickled, and no code that a checkpoint bri
 
 from __future__ import annotations
 
-from dither.models.memory import MemorySource
+from dither.models.images import calibration_images, labelled_images, normalised, preprocessor, takes_images
+from dither.models.memory import MemorySource, RewrittenSource
 from dither.models.opening import check_folder, load
 from dither.models.opening import open_source as open
 from dither.models.skeleton import auto_class
-from dither.models.source import Source, return_freed_memory
+from dither.models.source import Source, empty
 from dither.models.text import calibration_tokens, embedded_text, read_text, wikitext_join
 
 __all__ = [
     "MemorySource",
+    "RewrittenSource",
     "Source",
     "auto_class",
+    "calibration_images",
     "calibration_tokens",
     "check_folder",
     "embedded_text",
+    "empty",
+    "labelled_images",
     "load",
+    "normalised",
     "open",
-    "read_text", "return_freed_memory",
+    "preprocessor",
+    "read_text",
+    "takes_images",
     "wikitext_join",
 ]

@@ -225,7 +225,7 @@ class SafetensorsSource(Checkpoint):
             yield from sample(path)
 
     def sidecars(self) -> Iterator[tuple[str, str | bytes]]:
-        skipped = {"config.json", "dither.json"}
+        skipped = {"config.json", "dither.json", "record.json"}  # what is said of the float model, not of what is made from it
         for path in sorted(self.where.iterdir()):
             name = path.name
             if name in skipped or name.endswith(".index.json") or name.startswith(".") or not name.endswith(_TEXT):

@@ -71,6 +71,31 @@ class MemorySource(Source):
         yield from saved_files(self._tokenizer, self.generation_config)
 
 
+class RewrittenSource(MemorySource):
+    """A float32 model in memory that was made from another source by rewriting its weights: names, tokenizer and storage types are that one's,
+    and what was not there (a head that was untied, biases) takes its most common type."""
+
+    def __init__(self, model: nn.Module, original: Source) -> None:
+        super().__init__(model, name=original.name, notes=original.notes)
+        self.original, self.dtype = original, original.dtype
+        self.generation_config = original.generation_config
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        kind = self._tensors[name].dtype
+        if not kind.is_floating_point:
+            return kind
+        return self.original.dtype_of(name) if self.original.has(name) else self.dtype
+
+    def _read(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        return super()._read(name, self.dtype_of(name) if dtype is None else dtype)
+
+    def tokenizer(self) -> Any:
+        return self.original.tokenizer()
+
+    def sidecars(self) -> Iterator[tuple[str, str | bytes]]:
+        yield from self.original.sidecars()
+
+
 def most_common_dtype(sizes: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
     """The floating type of most elements; float32 where nothing is floating."""
     count: Counter[torch.dtype] = Counter()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dither.errors import CheckpointError, ModelError
-from dither.models import embedded, safetensors_file, skeleton
+from dither.models import embedded, fashion, safetensors_file, skeleton
 from dither.models.checkpoint import SafetensorsSource, Unplannable, folder_tokenizer
 from dither.models.memory import MemorySource
 from dither.models.source import NoTokenizer, Source
@@ -22,8 +22,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def open_source(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> Source:
-    """The `Source` of ``smollm2``, a folder with ``config.json`` and safetensors, a GGUF file (or a folder with one),
-    or a hub id. A folder that is itself called smollm2 is ``./smollm2``.
+    """The `Source` of an embedded model (``smollm2``, ``vit-fashion``), a folder with ``config.json`` and safetensors,
+    a GGUF file (or a folder with one), or a hub id. A folder that is itself called smollm2 is ``./smollm2``.
 
     ``dtype``: read floating weights as this type instead of the stored one. No weight is read before it is asked for.
     Raises ModelError (no such model, no config, pickles only), CheckpointError (damaged files).
@@ -31,6 +31,8 @@ def open_source(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -
     name = str(name_or_path)
     if name == embedded.ALIAS:
         return _gguf(name, embedded.embedded_file(), dtype)
+    if name == fashion.ALIAS:
+        return _folder(name, fashion.FOLDER, dtype)
     path = Path(name_or_path)
     if not name or not _exists(path):
         path = _hub_folder(name)
@@ -161,13 +163,13 @@ def _hub_folder(name: str) -> Path:
 
 
 def _near(name: str) -> str:
-    """``"; did you mean ...?"`` from the alias and the neighbours on disk, or nothing."""
+    """``"; did you mean ...?"`` from the aliases and the neighbours on disk, or nothing."""
     path = Path(name)
     try:
         siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
     except OSError:
         siblings = []
-    known = [embedded.ALIAS, *siblings]
+    known = [embedded.ALIAS, fashion.ALIAS, *siblings]
     lowered = {k.lower(): k for k in known}
     found = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.7)
     return f"; did you mean {' or '.join(lowered[f] for f in found)}?" if found else ""

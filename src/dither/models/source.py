@@ -112,7 +112,7 @@ class Source(ABC):
 
     def release(self, module: nn.Module) -> None:
         """Give the memory of a filled module back: its parameters become meta tensors again. Buffers stay."""
-        _to_meta(module)
+        empty(module)
         return_freed_memory()
 
 
@@ -150,7 +150,8 @@ def tied_names(module: nn.Module) -> dict[str, str]:
     return {alias: names[0] for names, _, _ in slots(module, "") for alias in names[1:]}
 
 
-def _to_meta(module: nn.Module) -> None:
+def empty(module: nn.Module) -> None:
+    """Let go of a module's weights now: modules of transformers refer to themselves, so they would stay until Python's collector runs."""
     for _, old, write in slots(module, ""):
         if isinstance(old, nn.Parameter):
             write(nn.Parameter(old.detach().to("meta"), requires_grad=old.requires_grad))

@@ -8,8 +8,10 @@ from dither.quant.linear import QuantEmbedding, QuantLinear
 from dither.quant.outcome import Event, LayerReport, Quantized, Report
 from dither.quant.parts import Grid, Part, Rounded, Rounding, Transform
 from dither.quant.recipe import Chain, Method, Recipe
+from dither.quant.top1 import Accuracy, accuracy
 
 __all__ = [
+    "Accuracy",
     "Chain",
     "Event",
     "Grid",
@@ -25,6 +27,7 @@ __all__ = [
     "Rounded",
     "Rounding",
     "Transform",
+    "accuracy",
     "calibration_batches",
     "compute_dtype",
     "is_checkpoint",

@@ -18,9 +18,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dither.quant.strict import dumps
+
+if TYPE_CHECKING:
+    from dither.formats import Scheme
+    from dither.quant.outcome import LayerReport
 
 Follow = Callable[[int, int], None]  # blocks done, blocks in all
 Costs = Callable[[dict[str, Any]], None]
@@ -126,9 +130,10 @@ def _work(job: Job, send: Callable[..., None]) -> dict[str, Any]:
         return {"perplexity": judged.perplexity, "bits": bits, **machine()}
     data = Path(job.calibration) if job.calibration and Path(job.calibration).exists() else job.calibration
     finished = (Path(job.folder) / "config.json").is_file()
+    recipe = build(job.method, job.options).recipe()
     report = quantize(
         job.model,
-        build(job.method, job.options),
+        recipe,
         data,
         job.folder,
         samples=job.samples,
@@ -144,7 +149,7 @@ def _work(job: Job, send: Callable[..., None]) -> dict[str, Any]:
     notes = [n for n in report.notes if not n.startswith("already complete")]
     notes += [f"{row.name}: {row.fallback}" for row in report.layers if row.fallback]
     return {
-        "scheme": report.layers[0].scheme,
+        "scheme": _scheme(report.layers[0], recipe.kv),
         "bits_per_weight": report.bits_per_weight,
         "perplexity": judged.perplexity,
         "checkpoint_bytes": sum(f.stat().st_size for f in Path(job.folder).rglob("*") if f.is_file()),
@@ -152,6 +157,12 @@ def _work(job: Job, send: Callable[..., None]) -> dict[str, Any]:
         "layers": [vars(row) for row in report.layers],
         **machine(),
     }
+
+
+def _scheme(row: LayerReport, kv: Scheme | None) -> str:
+    """How the model is stored, and what it rounds at run time: ``"int8 asymmetric group(64), inputs int8 asymmetric token, kv int4 ..."``."""
+    found = [row.scheme] + ([f"inputs {row.inputs}"] if row.inputs else []) + ([f"kv {kv}"] if kv else [])
+    return ", ".join(part.removesuffix(" dynamic") for part in found)
 
 
 @contextlib.contextmanager

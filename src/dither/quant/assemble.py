@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from dither import models
 from dither.errors import CheckpointError
-from dither.formats import QTensor, Scheme
+from dither.formats import QTensor, scheme_from_json
+from dither.quant.attention_inputs import owners, put_operands
+from dither.quant.inputs import InputRounding
 from dither.quant.linear import QuantEmbedding, QuantLinear, QuantWeight, as_stored, attach, share
-from dither.quant.unit import Unit
+from dither.quant.unit import ADDED_BIAS, INPUTS, Unit
 
 
 def install(model: nn.Module, replaced: Mapping[str, Mapping[str, Any]], *, device: str = "meta") -> None:
@@ -22,7 +24,7 @@ def install(model: nn.Module, replaced: Mapping[str, Mapping[str, Any]], *, devi
     """
     for name, entry in replaced.items():
         path, _, leaf = name.rpartition(".")
-        scheme, flat = Scheme.from_json(entry["scheme"]), tuple(entry["shape"])
+        scheme, flat = scheme_from_json(entry["scheme"]), tuple(entry["shape"])
         try:
             module = model.get_submodule(path)
             parameter = getattr(module, leaf)
@@ -40,7 +42,11 @@ def install(model: nn.Module, replaced: Mapping[str, Mapping[str, Any]], *, devi
             new: nn.Module = QuantEmbedding(scheme, flat[0], flat[1], module.padding_idx, tensors, module.weight.dtype)
         else:
             bias = getattr(module, "bias", None)
-            new = QuantLinear(scheme, flat[1], flat[0], None if bias is None else bias.detach(), tensors)
+            if bias is None and entry.get(ADDED_BIAS):
+                bias = torch.zeros(flat[0], dtype=parameter.dtype, device=device)
+            rounds = entry.get(INPUTS)
+            inputs = None if rounds is None else InputRounding.from_json(rounds, device)
+            new = QuantLinear(scheme, flat[1], flat[0], None if bias is None else bias.detach(), tensors, inputs=inputs)
         setattr(model.get_submodule(owner_path), own, new)
 
 
@@ -58,30 +64,36 @@ def assemble(source: models.Source, units: Sequence[Unit]) -> nn.Module:
     model = source.skeleton()
     for unit in units:
         install(model, unit.replaced)
+        put_operands(model, unit.attention)
     for unit in units:
         fill(model, unit.tensors)
     share(model)
     tie = getattr(model, "tie_weights", None)
     if callable(tie) and source.tied:
-        tie()
+        known = hasattr(model, "all_tied_weights_keys")  # of which `share` took what it replaced: it must not be found again
+        tie(recompute_mapping=False) if known else tie()
     return model.eval()
 
 
 def restore(module: nn.Module, unit: Unit, prefix: str) -> None:
     """Write a finished unit's values, decoded, into a float module of the same block."""
     cut = len(prefix) + 1 if prefix else 0
+    for name, entry in unit.replaced.items():
+        if entry.get(ADDED_BIAS):
+            module.get_submodule(name[cut:].rpartition(".")[0]).bias = nn.Parameter(torch.zeros(entry["shape"][0]), requires_grad=False)
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     held: dict[str, dict[str, Tensor]] = {}
     prefixes = {entry["prefix"]: name for name, entry in unit.replaced.items()}
+    inputs = {f"{prefix}.{INPUTS}" for prefix in prefixes} | owners(unit.attention)
     for name, tensor in unit.tensors.items():
         owner, _, key = name.rpartition(".")
         if name[cut:] in own:
             own[name[cut:]].data.copy_(tensor)
-        else:
+        elif owner not in inputs:  # streams run on float activations
             held.setdefault(prefixes[owner], {})[key] = tensor
     for name, tensors in held.items():
         entry = unit.replaced[name]
-        qtensor = QTensor.from_tensors(tensors, Scheme.from_json(entry["scheme"]), tuple(entry["shape"]))
+        qtensor = QTensor.from_tensors(tensors, scheme_from_json(entry["scheme"]), tuple(entry["shape"]))
         own[name[cut:]].data.copy_(
             as_stored(qtensor.dequantize(torch.float32), entry["storage"], swapped=entry["swapped"])
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 
 
@@ -20,6 +23,8 @@ def block_chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
             own = children[0][1]
             if isinstance(own, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding):
                 continue  # a stack of bare layers has no block boundary worth pausing at
+            if not _one_width(m for _, m in children):
+                continue  # stages of a pyramid: what one returns is not what the next takes
             lists.append((name, [(f"{name}.{n}" if name else n, m) for n, m in children]))
     if not lists:
         return None
@@ -27,6 +32,16 @@ def block_chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
     name, blocks = max(lists, key=lambda item: sum(_layers(m) for _, m in item[1]))
     outside = total - sum(_layers(m) for _, m in blocks)
     return blocks if outside - _head(model) <= 0.02 * total else None
+
+
+def _one_width(blocks: Iterable[nn.Module]) -> bool:
+    """Whether the factors of norms (vectors called weight) have one size in all blocks that have them."""
+    sizes: dict[str, torch.Size] = {}
+    for block in blocks:
+        for name, p in block.named_parameters():
+            if p.dim() == 1 and name.rpartition(".")[2] == "weight" and sizes.setdefault(name, p.shape) != p.shape:
+                return False
+    return True
 
 
 def _head(model: nn.Module) -> int:

@@ -17,24 +17,27 @@ from torch import nn
 
 from dither import models
 from dither.errors import CheckpointError, DitherError, ModelError
-from dither.formats import QTensor, Scheme
+from dither.formats import QTensor, scheme_from_json
 from dither.models.checkpoint import folder_tokenizer
 from dither.models.safetensors_file import read_folder
 from dither.models.source import NoTokenizer, tied_names
 from dither.quant.assemble import fill, install
+from dither.quant.attention_inputs import put_operands
+from dither.quant.inputs import InputRounding
 from dither.quant.linear import QuantWeight
 from dither.quant.outcome import REPORT, Report
 from dither.quant.recipe import Recipe
 from dither.quant.store import PARTIAL, Store, read_tensors
-from dither.quant.unit import Unit
+from dither.quant.surroundings import Surroundings, put_turns, surround
+from dither.quant.unit import ADDED_BIAS, INPUTS, Unit
 
 METHOD = "dither"
 VERSION = 1
 KINDS = ("linear", "embedding", "parameter")
 
 
-def quantization_config(units: Sequence[Unit], recipe: Recipe) -> dict[str, Any]:
-    """The record that tells a loader which parameters are few-bit, and how."""
+def quantization_config(units: Sequence[Unit], recipe: Recipe, around: Surroundings) -> dict[str, Any]:
+    """The record that tells a loader which parameters are few-bit, and how; and what else happens at run time."""
     schemes: list[dict[str, Any]] = []
     layers: dict[str, Any] = {}
     for unit in units:
@@ -45,7 +48,8 @@ def quantization_config(units: Sequence[Unit], recipe: Recipe) -> dict[str, Any]
             layers[name] = {k: v for k, v in entry.items() if k not in ("scheme", "bytes")} | {
                 "scheme": schemes.index(scheme)
             }
-    return {"quant_method": METHOD, "version": VERSION, "recipe": recipe.name, "schemes": schemes, "layers": layers}
+    found = {"quant_method": METHOD, "version": VERSION, "recipe": recipe.name, "schemes": schemes, "layers": layers}
+    return found | around.to_json()
 
 
 def replaced_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -57,7 +61,7 @@ def replaced_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             )
         schemes = config["schemes"]
         for scheme in schemes:
-            Scheme.from_json(scheme)
+            scheme_from_json(scheme)
         return {str(name): _entry(name, entry, schemes) for name, entry in config["layers"].items()}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -75,15 +79,20 @@ def _entry(name: str, entry: Mapping[str, Any], schemes: Sequence[dict[str, Any]
         raise ValueError(f"{name}: a matrix {shape} cannot be stored as {storage}")
     if entry["kind"] not in KINDS or type(entry["swapped"]) is not bool or not isinstance(entry["prefix"], str):
         raise ValueError(f"{name}: its kind, prefix or order is unknown")
+    scheme_from_json(schemes[which]).layout(*shape)  # the matrix must fit the scheme
+    if entry.get(INPUTS) is not None:
+        InputRounding.from_json(entry[INPUTS])
+    if type(entry.get(ADDED_BIAS, False)) is not bool:
+        raise ValueError(f"{name}: {ADDED_BIAS} must be true or false")
     return {**entry, "scheme": schemes[which]}
 
 
-def finish(store: Store, units: Sequence[Unit], source: models.Source, recipe: Recipe, report: Report) -> None:
-    """Turn finished units into a checkpoint that loads on its own."""
+def finish(store: Store, units: int, quantization: dict[str, Any], source: models.Source, report: Report) -> None:
+    """Turn finished units into a checkpoint that loads on its own; ``quantization``: what `quantization_config` gives."""
     config: dict[str, Any] = {} if source.config is None else source.config.to_dict()
     config.pop("quantization_config", None)
-    config["quantization_config"] = quantization_config(units, recipe)
-    store.finish(len(units), config, {"report": report.stored()}, source.sidecars())
+    config["quantization_config"] = quantization
+    store.finish(units, config, {"report": report.stored()}, source.sidecars())
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, model: nn.Module | None = None) -> tuple[nn.Module, Any]:
@@ -132,7 +141,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def check_modules(model: nn.Module) -> None:
     """Raises CheckpointError, by name, where a few-bit module holds what its scheme cannot mean."""
     for name, module in model.named_modules():
-        if isinstance(module, QuantWeight):
+        if isinstance(module, QuantWeight | InputRounding):
             try:
                 module.check()
             except CheckpointError as error:
@@ -143,7 +152,7 @@ def _check_sizes(folder: Path, replaced: Mapping[str, Mapping[str, Any]]) -> Non
     """Raises CheckpointError unless the files are whole and the few-bit tensors in them have the sizes and types that their schemes say."""
     entries = read_folder(folder)
     for entry in replaced.values():
-        wanted = QTensor.empty(Scheme.from_json(entry["scheme"]), tuple(entry["shape"]), device="meta").tensors()
+        wanted = QTensor.empty(scheme_from_json(entry["scheme"]), tuple(entry["shape"]), device="meta").tensors()
         for key, like in wanted.items():
             name = f"{entry['prefix']}.{key}"
             found = entries.get(name)
@@ -157,7 +166,11 @@ def _check_sizes(folder: Path, replaced: Mapping[str, Mapping[str, Any]]) -> Non
 def _fill(model: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.Module:
     """The stored tensors in a float module of the user's own."""
     aliases = tied_names(model)
+    around = Surroundings.from_json(config["quantization_config"])
+    put_turns(model, around.turns)
     install(model, replaced_of(config["quantization_config"]))
+    put_operands(model, around.attention)
+    surround(model, config["quantization_config"])
     tensors = read_tensors(folder)
     missing = [name for name in model.state_dict() if name not in tensors and name not in aliases]
     if missing:

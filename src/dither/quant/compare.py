@@ -25,8 +25,9 @@ from typing import Any
 
 from dither import models
 from dither.errors import CheckpointError, DitherError, UsageError
+from dither.formats import Float, Scheme, WeightScheme
 from dither.quant.arm import ArmFailed, Follow, Job, start
-from dither.quant.recipes import build
+from dither.quant.recipes import build, has
 from dither.quant.store import explained, fingerprint, write_text
 from dither.quant.strict import dumps
 
@@ -57,7 +58,8 @@ class Arm:
         return safe if safe == whole and len(safe) <= 100 else f"{safe[:80]}-{fingerprint(whole)}"
 
     def recipe_options(self) -> dict[str, Any]:
-        return {"bits": self.bits, "group": self.group, **dict(self.options)}
+        size = {"bits": self.bits, "group": self.group}
+        return {knob: value for knob, value in size.items() if has(self.method, knob)} | dict(self.options)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def run(
     """
     arms = list({arm.name: arm for arm in arms}.values())
     for arm in arms:
-        build(arm.method, arm.recipe_options())
+        _check_width(arm, build(arm.method, arm.recipe_options()).recipe().weights)
     _claim(setting, out, evaluation)
     base = _base(setting, out, evaluation, say)
     rows = [_row(setting, arm, out, evaluation, keep, say, follow) for arm in arms]
@@ -114,6 +116,12 @@ def run(
         "notes": [f"measured on another machine, or with other versions: {', '.join(strangers)}"] if strangers else [],
         "rows": [row["row"] for row in rows],
     }
+
+
+def _check_width(arm: Arm, weights: WeightScheme) -> None:
+    """Raises UsageError where a format of its own width stands in a row of another: the table would be wrong."""
+    if isinstance(weights, Scheme) and isinstance(weights.format, Float) and (bits := weights.format.bits) != arm.bits:
+        raise UsageError(f"--methods {arm.title}: its weights have {bits} bits, not {arm.bits}; compare it with --bits {bits}")
 
 
 def identity(setting: Setting, evaluation: str) -> dict[str, Any]:

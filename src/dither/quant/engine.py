@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import inspect
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -28,25 +29,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from dither import graph, models
-from dither.errors import CalibrationError, ModelError
-from dither.formats import Scheme
+from dither.errors import CalibrationError, ModelError, UsageError
+from dither.formats import Params, Scheme, WeightScheme, scheme_from_json
 from dither.graph import Layer, Site, Structure
 from dither.quant.assemble import assemble, restore
+from dither.quant.attention_inputs import Attention
 from dither.quant.chain import block_chain
 from dither.quant.checkpoint import finish, load, quantization_config
+from dither.quant.inputs import InputQuant
 from dither.quant.outcome import Event, LayerReport, Quantized, Report
-from dither.quant.parts import BlockView
+from dither.quant.parts import BlockRounding, BlockView, ModelView, Rounded, Task
 from dither.quant.recipe import Chain, Method, Recipe, as_recipe
 from dither.quant.rounding.nearest import nearest
-from dither.quant.statistics import Statistics
+from dither.quant.statistics import HESSIAN, Statistics
 from dither.quant.store import Store, fingerprint
 from dither.quant.streams import Streams, float_pass, padding_mask, rounded_pass, shorten
+from dither.quant.surroundings import Surroundings, check_attention, surround
 from dither.quant.unit import Unit
 from dither.quant.walker import Call, capture_calls, run
 
-Calibration = Any  # text, texts, a path, tokens [N, L], a dict of tensors, or a list of dicts
+IMAGES = 16  # a batch
+Calibration = Any  # text, texts, a path, tokens [N, L], images [N, C, H, W], a dict of tensors, or a list of dicts
 
 
 def compute_dtype() -> torch.dtype:
@@ -71,7 +77,7 @@ def quantize(
     calibration: Calibration = None,
     out: str | Path | None = None,
     *,
-    samples: int = 64,
+    samples: int | None = None,
     length: int = 512,
     seed: int = 0,
     tokenizer: Any = None,
@@ -84,7 +90,9 @@ def quantize(
 
     ``model``: a hub id, a folder, a GGUF file, ``"smollm2"``, or any ``torch.nn.Module`` (which is copied, not changed).
     ``calibration``: text, a list of texts, a file or folder of text, tokens ``[N, L]`` int64, a dict of model inputs or a list of
-    them (all used as given); None takes the embedded text. ``samples`` x ``length`` tokens are drawn from text under ``seed``.
+    them (all used as given); None takes the embedded text. ``samples`` x ``length`` tokens are drawn from text under ``seed`` (None: 64).
+    For models of images: images ``[N, C, H, W]``, normalised (used as given), or what `models.images` reads, of which ``samples`` are drawn
+    (None: 32).
     ``out``: folder of the checkpoint. None keeps the result in memory. ``compute``: type the calibration data runs in.
 
     Raises ModelError, CheckpointError, CalibrationError, UsageError; ValueError for non-finite weights or activations.
@@ -93,7 +101,7 @@ def quantize(
     plan = as_recipe(recipe)
     source = models.MemorySource(model, tokenizer) if isinstance(model, nn.Module) else models.open(model)
     batches = calibration_batches(plan, source, calibration, samples, length, seed, batch_tokens, tokenizer)
-    job = _Job(source, plan, batches, compute or compute_dtype(), progress or (lambda event: None))
+    job = _Job(source, plan, batches, compute or compute_dtype(), seed, progress or (lambda event: None))
     store = None
     if out is not None:
         store = Store(
@@ -112,7 +120,8 @@ def quantize(
         report = Report.read(store.out)
         report.notes.append("already complete: nothing was done")
     else:
-        report = job.run(store)
+        with torch.autocast("cpu", enabled=False):  # types are chosen here, whatever surrounds the call
+            report = job.run(store)
     report.seconds, report.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     report.peak_memory_bytes = peak_memory()
     return Quantized(
@@ -124,26 +133,43 @@ def calibration_batches(
     recipe: Recipe,
     source: models.Source,
     calibration: Calibration,
-    samples: int,
+    samples: int | None,
     length: int,
     seed: int,
     batch_tokens: int,
     tokenizer: Any = None,
 ) -> list[dict[str, Tensor]]:
-    """The calibration data as model inputs, cut into batches of about ``batch_tokens`` tokens. Empty if no part needs data."""
+    """The calibration data as model inputs, cut into batches of about ``batch_tokens`` tokens (images: `IMAGES`). Empty if no part needs data."""
+    if isinstance(calibration, Tensor) and calibration.is_floating_point() and calibration.dim() == 4:
+        if len(calibration) == 0:
+            raise UsageError("calibration: holds no images")
+        return _image_batches(source, models.normalised(calibration, source.config, {}))
     if isinstance(calibration, dict):
-        return [calibration]
+        calibration = [calibration]
     if isinstance(calibration, Sequence) and not isinstance(calibration, str):
         if len(calibration) == 0:
             raise CalibrationError("calibration: is empty; give text, tokens or model inputs")
         if isinstance(calibration[0], dict):
+            if _samples(calibration) == 0:
+                raise UsageError("calibration: holds no samples")
+            for name, value in ((n, v) for batch in calibration for n, v in batch.items()):
+                if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    raise ValueError(f"calibration: {name} holds NaN or inf")
             return list(calibration)
     if not recipe.needs_data:
         return []
+    if models.takes_images(source.config) and (calibration is None or isinstance(calibration, str | Path)):
+        return _image_batches(source, models.calibration_images(calibration, source, samples=32 if samples is None else samples, seed=seed))
     if tokenizer is None and not isinstance(calibration, Tensor):
         tokenizer = source.tokenizer()
-    tokens = models.calibration_tokens(calibration, tokenizer, samples=samples, length=length, seed=seed)
+    tokens = models.calibration_tokens(calibration, tokenizer, samples=64 if samples is None else samples, length=length, seed=seed)
     return [{"input_ids": part} for part in torch.split(tokens, max(1, batch_tokens // tokens.shape[1]))]
+
+
+def _image_batches(source: models.Source, images: Tensor) -> list[dict[str, Tensor]]:
+    """Images ``[N, C, H, W]`` under the name of the model's input: transformers' for pictures, else the first argument of ``forward``."""
+    name = "pixel_values" if source.config is not None else next(iter(inspect.signature(source.skeleton().forward).parameters))
+    return [{name: part} for part in torch.split(images, IMAGES)]
 
 
 class _Job:
@@ -155,15 +181,24 @@ class _Job:
         recipe: Recipe,
         batches: list[dict[str, Tensor]],
         compute: torch.dtype,
+        seed: int,
         progress: Callable[[Event], None],
     ) -> None:
         self.source, self.recipe, self.batches, self.compute = source, recipe, batches, compute
-        self.progress = progress
+        self.seed, self.progress = seed, progress
+        self.blocks = 0
+        self.turns: dict[str, int] = {}
+        self.rotate_heads = False
+        self.inputs: dict[str, InputQuant] = {}  # by full layer name, of model stages
         self.report = Report(notes=list(source.notes))
         self.result: nn.Module | None = None
         self.structures: dict[tuple[Any, ...], Structure] = {}
 
     def run(self, store: Store | None) -> Report:
+        if self.recipe.kv is not None:
+            check_attention(self.source.skeleton())
+        if self.recipe.model_stages:
+            self._model_stages(store)
         skeleton = self.source.skeleton()
         _prepare(skeleton)
         chain = block_chain(skeleton)
@@ -172,6 +207,7 @@ class _Job:
             blocks = [("", skeleton)]
         else:
             blocks = chain
+        self.blocks = len(blocks)
         prefixes = [name for name, _ in blocks]
         modules = [module for _, module in blocks]
         outside = store.read(0) if store is not None and store.finished(0) else self._outside(skeleton, prefixes)
@@ -180,7 +216,7 @@ class _Job:
         units = [outside.without_tensors() if store is not None else outside]
         del outside
         probes, calls = self._capture(skeleton, prefixes, modules)
-        streams = Streams(calls, use_float=self._uses_float, use_rounded=bool(self.recipe.rounding.needs))
+        streams = Streams(calls, use_float=self._uses_float, use_rounded=self._uses_rounded)
         for i, (name, module) in enumerate(blocks):
             self.progress(Event(i, len(blocks), name or "model", memory=peak_memory()))
             if store is not None and store.finished(i + 1):
@@ -203,15 +239,35 @@ class _Job:
             raise ModelError(
                 f"{self.source.name}: no layer to quantize was found (all skipped, or none of a known kind)"
             )
+        config = quantization_config(units, self.recipe, Surroundings(self.turns, self.recipe.kv, self.rotate_heads, _attention(units)))
         if store is not None:
-            finish(store, units, self.source, self.recipe, self.report)
+            finish(store, len(units), config, self.source, self.report)
         else:
             self.result = assemble(self.source, units)
+            surround(self.result, config)
             if self.source.config is not None and hasattr(self.result, "save_pretrained"):
                 from dither.quant import hf  # transformers' quantizers are only needed here
 
-                hf.adopt(self.result, quantization_config(units, self.recipe))
+                hf.adopt(self.result, config)
         return self.report
+
+    def _model_stages(self, store: Store | None) -> None:
+        """Let model stages rewrite the whole model in memory; from here on the result is the source."""
+        source, model = self.source, self.source.skeleton()
+        _prepare(model)
+        source.fill(model, "", dtype=torch.float32)
+        remember = store.remember if store is not None else lambda name, make: make()
+        sample = shorten(self.batches[0]) if self.batches else _token_sample(source.config)
+        view = ModelView(model, self.batches, self.recipe, self.compute, self.seed, remember, self._say, sample=sample)
+        for stage in self.recipe.model_stages:
+            stage.apply(view)
+        self.turns, self.rotate_heads, self.inputs = view.turns, view.rotate_heads, view.inputs
+        self.report.notes += view.notes
+        self.report.sites += view.findings
+        self.source = models.RewrittenSource(model, source)
+
+    def _say(self, what: str) -> None:
+        self.progress(Event(0, 0, what, memory=peak_memory()))
 
     def _summarise(self, units: Sequence[Unit]) -> None:
         report = self.report
@@ -223,12 +279,33 @@ class _Job:
             report.notes += [n for n in unit.notes if n not in report.notes]
             report.kept_float += unit.kept
         report.notes += _ragged_notes(report.layers, units)
+        if HESSIAN in self.recipe.rounding.needs:
+            thin = [row for row in report.layers if 0 < row.tokens < 4 * row.shape[-1]]
+            if thin:
+                report.notes.append(
+                    f"{len(thin)} layers saw fewer than 4 calibration tokens an input (first {thin[0].name}: {thin[0].tokens} for "
+                    f"{thin[0].shape[-1]}): their rounding fits noise; use more --samples"
+                )
         weights = sum(unit.weights for unit in units)
         report.bits_per_weight = sum(unit.stored_bits for unit in units) / max(weights, 1)
 
     @property
     def _uses_float(self) -> bool:
-        return bool(self.recipe.transforms) or (bool(self.recipe.grid.needs) and not self.recipe.rounding.needs)
+        grid_alone = bool(self.recipe.grid.needs) and not self.recipe.rounding.needs
+        return bool(self.recipe.transforms) or grid_alone or self._by_block or self._on_float
+
+    @property
+    def _uses_rounded(self) -> bool:
+        return (bool(self.recipe.rounding.needs) and not self._on_float) or self._by_block
+
+    @property
+    def _on_float(self) -> bool:
+        """Whether layers are rounded on the float model's activations."""
+        return bool(self.recipe.rounding.needs) and self.recipe.rounding.float_inputs
+
+    @property
+    def _by_block(self) -> bool:
+        return isinstance(self.recipe.rounding, BlockRounding)
 
     # -- calibration data up to the first block -------------------------------------------------------------------
 
@@ -272,13 +349,19 @@ class _Job:
         }
         for name, module in outside.items():
             scheme = self._override(name)
+            if scheme is None and isinstance(module, nn.Embedding) and not self._skipped(name):
+                scheme = self.recipe.embeddings
             key = f"{name}.weight"
-            if scheme is None or not isinstance(module, nn.Linear | nn.Embedding) or key in self.source.tied:
+            if scheme is None or not isinstance(module, nn.Linear | nn.Embedding | _ConvNd) or key in self.source.tied:
                 continue
-            weight = self.source.tensor(key, torch.float32, check_finite=True)
+            if not isinstance(scheme, Scheme):
+                raise UsageError(f"{name}: lies outside the blocks, where only grids of numbers can be used, not {scheme}")
+            stored = self.source.tensor(key, torch.float32, check_finite=True)
+            weight = stored.flatten(1)
             tensor, row = nearest(weight, scheme), self._row(name, -1, weight, scheme)
             row.measure(weight, tensor.dequantize(), None)
-            unit.add(key, "embedding" if isinstance(module, nn.Embedding) else "linear", tensor, row)
+            kind = "embedding" if isinstance(module, nn.Embedding) else "linear" if isinstance(module, nn.Linear) else "parameter"
+            unit.add(key, kind, tensor, row, storage=tuple(stored.shape))
         for name in self.source.names():
             inside = any(name.startswith(p + ".") for p in prefixes)
             if not inside and name not in self.source.tied and name not in unit.replaced:
@@ -290,10 +373,13 @@ class _Job:
     def _block(self, i: int, name: str, module: nn.Module, streams: Streams, probe: Call | None) -> Unit:
         recipe = self.recipe
         structure = self._structure(name, module, probe)
-        schemes = self._schemes(name, structure)
+        if recipe.kv is not None and any(layer.feeds_logits and not layer.routes for layer in structure.layers):
+            check_attention(module)
+        schemes = self._schemes(name, module, structure)
         groups = structure.groups(schemes)
         unit = Unit(name)
-        view = BlockView(i, name or "model", module, structure, {}, schemes, self.compute, {})
+        view = BlockView(i, name or "model", module, structure, {}, schemes, self.compute, {}, self.seed, samples=_samples(self.batches))
+        view.say = lambda what: self.progress(Event(i, self.blocks, f"{view.name}: {what}", memory=peak_memory()))
         if recipe.grid.spare_attention:
             view.spared = structure.attention_logit_layers
         if self._uses_float:
@@ -301,33 +387,57 @@ class _Job:
             for transform in recipe.transforms:
                 transform.apply(view)
             unit.sites += view.findings
+            unit.notes += view.notes
+            view.float_calls = []
+            for attention, operands in view.attention.items():
+                unit.attend(_join(name, attention), operands)
         if recipe.uses_sites:
             unit.proved = [_site(name, site) for site in structure.sites]
             unit.unproved = [f"{_join(name, n)}: {why}" for n, why in structure.unproved]
         self._settle(name, module, structure, schemes)
 
-        if recipe.rounding.needs:
+        if isinstance(recipe.rounding, BlockRounding):
+            self._reconstructed(unit, view, groups, streams, i, recipe.rounding)
+        elif self._uses_rounded:
             self._rounded(unit, view, groups, streams, i)
+        elif recipe.rounding.needs:
+            for names in groups:
+                statistics = view.statistics.get(names[0])
+                for n, rounded in zip(names, self._together(view, names, statistics), strict=True):
+                    self._round(unit, view, structure.layer(n), statistics, rounded)
         for layer in structure.layers:
             if layer.name in schemes and _join(name, layer.parameter) not in unit.replaced:
                 self._round(unit, view, layer, view.statistics.get(layer.name))
         for n, tensor in _state(module):
             full = _join(name, n)
             if full not in unit.replaced and full not in self.source.tied:
-                unit.keep(full, tensor.to(self.source.dtype_of(full)))
+                unit.keep(full, tensor.to(self._dtype_of(full)))
         return unit
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        """The storage type of a tensor; what a transform added (a bias) takes the model's."""
+        return self.source.dtype_of(name) if self.source.has(name) else self.source.dtype
+
+    def _bias_is_new(self, view: BlockView, layer: Layer, name: str) -> bool:
+        """Whether a part gave the layer a bias, so that a model made from the configuration alone has none there."""
+        original = self.source.original if isinstance(self.source, models.RewrittenSource) else self.source
+        return getattr(view.module.get_submodule(layer.name), "bias", None) is not None and not original.has(f"{name}.bias")
 
     def _float(self, view: BlockView, groups: Sequence[Sequence[str]], streams: Streams, i: int) -> None:
         """Statistics, and the arguments of the modules that transforms search on, from the float model's activations."""
         recipe = self.recipe
         needs = frozenset().union(
-            *(t.needs for t in recipe.transforms), () if recipe.rounding.needs else recipe.grid.needs
+            *(t.needs for t in recipe.transforms),
+            () if recipe.rounding.needs and not self._on_float else recipe.rounding.needs | recipe.grid.needs,
         )
         captured = {name for t in recipe.transforms for name in t.captures(view)}
         tokens = max((t.tokens for t in recipe.transforms), default=0)
         runner = copy.deepcopy(view.module).to(self.compute)
         calls = streams.calls(i, streams.float)
+        if any(t.uses_calls for t in recipe.transforms):
+            view.float_calls = calls
         streams.float = float_pass(view, runner, calls, groups, needs, sorted(captured), tokens)
+        models.empty(runner)
 
     def _rounded(self, unit: Unit, view: BlockView, groups: Sequence[Sequence[str]], streams: Streams, i: int) -> None:
         """Round group by group on the activations of the model as rounded so far."""
@@ -335,9 +445,9 @@ class _Job:
         runner = copy.deepcopy(view.module).to(self.compute)
 
         def on_group(names: Sequence[str], statistics: Statistics) -> None:
-            for n in names:
+            for n, rounded in zip(names, self._together(view, names, statistics), strict=True):
                 layer = view.structure.layer(n)
-                layer.write(runner, self._round(unit, view, layer, statistics))
+                layer.write(runner, self._round(unit, view, layer, statistics, rounded))
 
         calls = streams.calls(i, streams.rounded)
         outputs = rounded_pass(unit.name, runner, calls, groups, needs, on_group)
@@ -349,39 +459,87 @@ class _Job:
         for layer in late:  # never entered as a module (stacks of experts), or by no batch
             layer.write(runner, self._round(unit, view, layer, None))
         streams.rounded = run(runner, calls) if late else outputs
+        models.empty(runner)
 
-    def _round(self, unit: Unit, view: BlockView, layer: Layer, statistics: Statistics | None) -> Tensor:
-        """Grid, then codes, of one layer; records them in ``unit`` and returns the decoded weight in the layer's matrix shape."""
+    def _reconstructed(
+        self, unit: Unit, view: BlockView, groups: Sequence[Sequence[str]], streams: Streams, i: int, part: BlockRounding
+    ) -> None:
+        """Round the block's layers together, so that on the activations of the model as rounded so far it returns what the float block returns
+        in the float model."""
+        assert streams.float is not None
+        calls, targets = streams.calls(i, streams.rounded), streams.float
+        layers = [view.structure.layer(n) for names in groups for n in names]
+        params = {layer.name: self._grid(view, layer, view.statistics.get(layer.name)) for layer in layers}
+        for layer in view.structure.layers:  # not called as modules (stacks of experts): first, so that the others make up for them
+            if layer.name in view.schemes and layer.name not in params:
+                layer.write(view.module, self._round(unit, view, layer, None))
+        found = part.reconstruct(view, calls, targets, params) if params else {}
+        runner = copy.deepcopy(view.module).to(self.compute)
+        for layer in layers:
+            layer.write(runner, self._round(unit, view, layer, view.statistics.get(layer.name), found.get(layer.name)))
+        streams.rounded = run(runner, calls)
+        models.empty(runner)
+
+    def _grid(self, view: BlockView, layer: Layer, statistics: Statistics | None) -> Params:
+        """The layer's grid; empty where its scheme is none."""
         scheme = view.schemes[layer.name]
-        weight = layer.matrix(view.module).detach().float()
-        flat = weight.reshape(-1, weight.shape[-1])
-        full = _join(unit.name, layer.name)
-        spared = layer.name in view.spared
-        params = scheme.fit(flat) if spared else self.recipe.grid.fit(flat, scheme, statistics)
-        rounded = self.recipe.rounding.round(flat, scheme, params, statistics)
-        decoded = rounded.tensor.dequantize(torch.float32).reshape(weight.shape)
-        row = self._row(full, view.index, flat, scheme, statistics)
-        row.loss, row.damp, row.fallback = rounded.loss, rounded.damp, rounded.fallback
-        row.measure(flat, decoded.reshape(flat.shape), statistics)
+        if not isinstance(scheme, Scheme):
+            return {}
+        flat = layer.flat(view.module)
+        return scheme.fit(flat) if layer.name in view.spared else self.recipe.grid.fit(flat, scheme, statistics)
+
+    def _together(self, view: BlockView, names: Sequence[str], statistics: Statistics | None) -> list[Rounded]:
+        """What the rounding makes of the layers that read one tensor."""
+        layers = [view.structure.layer(n) for n in names]
+        tasks = [
+            Task(x.flat(view.module), view.schemes[x.name], self._grid(view, x, statistics), x.kind == "linear") for x in layers
+        ]
+        return self.recipe.rounding.round_together(tasks, statistics)
+
+    def _round(
+        self, unit: Unit, view: BlockView, layer: Layer, statistics: Statistics | None, rounded: Rounded | None = None
+    ) -> Tensor:
+        """Grid, then codes, of one layer (or what a block rounding made of it); records them in ``unit`` and returns the decoded weight in the
+        layer's matrix shape."""
+        scheme, flat = view.schemes[layer.name], layer.flat(view.module)
+        if rounded is None:
+            rounded = self.recipe.rounding.round(flat, scheme, self._grid(view, layer, statistics), statistics)
+        decoded = rounded.tensor.dequantize(torch.float32)
+        row = self._row(_join(unit.name, layer.name), view.index, flat, rounded.tensor.scheme, statistics)
+        row.loss, row.damp, row.fallback, row.facts = rounded.loss, rounded.damp, rounded.fallback, rounded.facts
+        row.measure(flat, decoded, statistics)
         kind = "linear" if layer.kind == "linear" else "parameter"
+        inputs = rounded.inputs or view.inputs.get(layer.name) or self.inputs.get(self._known_as(_join(unit.name, layer.name)))
+        if inputs is None and self.recipe.inputs is not None:
+            inputs = InputQuant(self.recipe.inputs)
+        if inputs is not None and kind != "linear":
+            unit.notes.append(f"{_join(unit.name, layer.name)}: its input stays float, since it is no linear layer")
+            inputs = None
         unit.add(
-            _join(unit.name, layer.parameter), kind, rounded.tensor, row, storage=layer.shape, swapped=layer.swapped
+            _join(unit.name, layer.parameter),
+            kind,
+            rounded.tensor,
+            row,
+            storage=layer.shape,
+            swapped=layer.swapped,
+            inputs=inputs,
+            added_bias=kind == "linear" and self._bias_is_new(view, layer, _join(unit.name, layer.name)),
         )
-        return decoded
+        return decoded.reshape(layer.matrix(view.module).shape)
 
     def _row(
-        self, name: str, block: int, weight: Tensor, scheme: Scheme, statistics: Statistics | None = None
+        self, name: str, block: int, weight: Tensor, scheme: WeightScheme, statistics: Statistics | None = None
     ) -> LayerReport:
         return LayerReport(
             name, block, tuple(weight.shape), str(scheme), tokens=0 if statistics is None else statistics.tokens
         )
 
-    def _settle(self, name: str, module: nn.Module, structure: Structure, schemes: dict[str, Scheme]) -> None:
+    def _settle(self, name: str, module: nn.Module, structure: Structure, schemes: dict[str, WeightScheme]) -> None:
         """Round what stays float to its storage type now, so that the streams see what the checkpoint will hold."""
         rounded = {layer.parameter for layer in structure.layers if layer.name in schemes}
         for n, tensor in _state(module):
             if n not in rounded and tensor.is_floating_point():
-                tensor.copy_(tensor.to(self.source.dtype_of(_join(name, n))))
+                tensor.copy_(tensor.to(self._dtype_of(_join(name, n))))
 
     def _pass_by(self, i: int, name: str, module: nn.Module, streams: Streams, unit: Unit) -> None:
         """Move the streams past a block that an earlier run finished."""
@@ -409,21 +567,41 @@ class _Job:
                 graph.verified(self.structures[key], module, calls) if self.recipe.uses_sites else self.structures[key]
             )
 
-    def _override(self, name: str) -> Scheme | None:
+    def _override(self, name: str) -> WeightScheme | None:
         return next((scheme for pattern, scheme in self.recipe.overrides if fnmatch.fnmatchcase(name, pattern)), None)
 
-    def _schemes(self, prefix: str, structure: Structure) -> dict[str, Scheme]:
+    def _skipped(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.recipe.skip)
+
+    def _schemes(self, prefix: str, module: nn.Module, structure: Structure) -> dict[str, WeightScheme]:
         """The scheme of each layer of a block that is to be quantized, by its name inside the block."""
-        found = {}
+        found: dict[str, WeightScheme] = {}
         for layer in structure.layers:
-            full = _join(prefix, layer.name)
-            if any(fnmatch.fnmatchcase(full, pattern) for pattern in self.recipe.skip):
+            full = self._known_as(_join(prefix, layer.name))
+            scheme = self.recipe.scheme_of(full, layer)
+            if scheme is None:
                 continue
-            scheme = self._override(full)
-            if scheme is None and (layer.is_head or layer.routes or layer.out_features < self.recipe.min_outputs):
-                continue
-            found[layer.name] = scheme or self.recipe.weights
+            try:
+                scheme.layout(*layer.flat(module).shape)
+            except ValueError as error:
+                raise UsageError(f"{full}: {error}; choose another scheme, or skip the layer") from None
+            found[layer.name] = scheme
         return found
+
+    def _known_as(self, name: str) -> str:
+        """A layer's name in the float model, where the layer may have been turned (`online.Turned`)."""
+        owner = name.rpartition(".")[0]
+        return owner if owner in self.turns else name
+
+
+def _samples(batches: Sequence[dict[str, Tensor]]) -> int:
+    """Sequences or images of the calibration data."""
+    return sum(next((t.shape[0] for t in batch.values() if isinstance(t, Tensor) and t.dim()), 0) for batch in batches)
+
+
+def _attention(units: Sequence[Unit]) -> Attention:
+    """How the operands of attention are rounded, of all blocks."""
+    return {name: records for unit in units for name, records in unit.attention.items()}
 
 
 def _site(prefix: str, site: Site) -> dict[str, Any]:
@@ -486,7 +664,7 @@ def _ragged_notes(layers: Sequence[LayerReport], units: Sequence[Unit]) -> list[
     found: dict[tuple[str, int], int] = {}
     for unit in units:
         for entry in unit.replaced.values():
-            scheme = Scheme.from_json(entry["scheme"])
+            scheme = scheme_from_json(entry["scheme"])
             width = entry["shape"][-1]
             if entry["kind"] != "embedding" and scheme.is_ragged(width):
                 found[str(scheme), width] = found.get((str(scheme), width), 0) + 1

@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import CheckpointError, ExportError, UsageError
-from dither.formats import Int, QTensor, Scheme, channel
+from dither.formats import Int, QTensor, Scheme, channel, scheme_from_json
 from dither.formats.packing import pack_rows
 from dither.models import skeleton
 from dither.quant.checkpoint import is_checkpoint, read_config, replaced_of
 from dither.quant.outcome import REPORT, Quantized
 from dither.quant.store import INDEX, PARTIAL, explained, read_tensors, write_text
+from dither.quant.surroundings import Surroundings
 
 
 def export(checkpoint: str | Path | Quantized, out: str | Path, to: str = "compressed-tensors") -> list[str]:
@@ -64,6 +65,8 @@ def _compressed_tensors(
     source: Path, out: Path, config: dict[str, Any], replaced: dict[str, dict[str, Any]], tensors: dict[str, Tensor]
 ) -> list[str]:
     """Memory: all stored tensors at once."""
+    if around := Surroundings.from_json(config["quantization_config"]).does():
+        raise ExportError(f"compressed-tensors cannot hold what this model does at run time: {', '.join(around)}")
     misfits = [f"{name} ({why})" for name, entry in replaced.items() if (why := _misfit(entry))]
     if misfits:
         raise ExportError(
@@ -142,7 +145,11 @@ def _symmetric(scheme: Scheme) -> bool:
 
 def _misfit(entry: dict[str, Any]) -> str:
     """Why a weight does not fit "pack-quantized"; empty where it does."""
-    scheme = Scheme.from_json(entry["scheme"])
+    scheme = scheme_from_json(entry["scheme"])
+    if not isinstance(scheme, Scheme):
+        return f"{scheme} is no grid of numbers"
+    if entry.get("inputs") is not None:
+        return "its inputs are rounded at run time"
     if entry["kind"] != "linear":
         return f"{'an' if entry['kind'] == 'embedding' else 'a'} {entry['kind']}, not a Linear"
     if entry["swapped"]:

@@ -14,8 +14,11 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dither.quant.assemble import install
+from dither.quant.attention_inputs import put_operands
 from dither.quant.checkpoint import METHOD, VERSION, check_modules, replaced_of
+from dither.quant.inputs import InputRounding
 from dither.quant.linear import QuantWeight, share
+from dither.quant.surroundings import Surroundings, put_turns, surround
 
 
 class Config(QuantizationConfigMixin):
@@ -27,9 +30,11 @@ class Config(QuantizationConfigMixin):
         recipe: str = "",
         schemes: list[Any] | None = None,
         layers: dict[str, Any] | None = None,
+        around: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.quant_method: Any = METHOD
+        self.around = around or {}
         self.version, self.recipe, self.schemes, self.layers = version, recipe, schemes or [], layers or {}
 
 
@@ -40,13 +45,17 @@ class Quantizer(HfQuantizer):
     quantization_config: Config
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        install(model, replaced_of(vars(self.quantization_config)))
+        config = vars(self.quantization_config)
+        put_turns(model, Surroundings.from_json(config).turns)
+        install(model, replaced_of(config))
+        put_operands(model, Surroundings.from_json(config).attention)
         share(model)
+        surround(model, config)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         """Undo casts that transformers makes by name (its "keep in float32" lists know no buffers), then check what came."""
         for module in model.modules():
-            if isinstance(module, QuantWeight):
+            if isinstance(module, QuantWeight | InputRounding):
                 module.restore_types()
         check_modules(model)
 

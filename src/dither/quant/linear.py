@@ -19,7 +19,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from dither.formats import QTensor, Scheme
+from dither.formats import QTensor, Scheme, WeightScheme
+from dither.quant.inputs import InputRounding
 
 
 class QuantWeight(nn.Module):
@@ -27,7 +28,7 @@ class QuantWeight(nn.Module):
 
     def __init__(
         self,
-        scheme: Scheme,
+        scheme: WeightScheme,
         shape: tuple[int, ...],
         tensors: dict[str, Tensor] | None = None,
         dtype: torch.dtype = torch.float32,
@@ -84,6 +85,8 @@ class QuantWeight(nn.Module):
             if moved.dtype != buffer.dtype:
                 moved = buffer.to(moved.device)
             self._buffers[name] = moved
+        for child in self.children():
+            child._apply(fn)  # type: ignore[no-untyped-call]
         for name, parameter in list(self.named_parameters(recurse=False)):
             self._parameters[name] = nn.Parameter(fn(parameter), requires_grad=parameter.requires_grad)
         return self
@@ -118,18 +121,20 @@ def decoded(model: nn.Module, budget: int | None = None) -> Iterator[None]:
 
 
 class QuantLinear(QuantWeight):
-    """``y = x W_hat^T + b`` with ``W_hat [O, I]`` decoded from few bits."""
+    """``y = x_hat W_hat^T + b`` with ``W_hat [O, I]`` decoded from few bits, and x rounded first where ``inputs`` is given."""
 
     def __init__(
         self,
-        scheme: Scheme,
+        scheme: WeightScheme,
         in_features: int,
         out_features: int,
         bias: Tensor | None = None,
         tensors: dict[str, Tensor] | None = None,
         dtype: torch.dtype = torch.float32,
+        inputs: InputRounding | None = None,
     ) -> None:
         super().__init__(scheme, (out_features, in_features), tensors, dtype)
+        self.inputs = inputs
         self.in_features, self.out_features = in_features, out_features
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -138,6 +143,7 @@ class QuantLinear(QuantWeight):
         return cls(tensor.scheme, tensor.shape[1], tensor.shape[0], bias, tensor.tensors())
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.inputs is None else self.inputs(x)
         return nn.functional.linear(x, self.dequantize(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def extra_repr(self) -> str:
@@ -149,7 +155,7 @@ class QuantEmbedding(QuantWeight):
 
     def __init__(
         self,
-        scheme: Scheme,
+        scheme: WeightScheme,
         num: int,
         dim: int,
         padding_idx: int | None = None,
@@ -163,7 +169,7 @@ class QuantEmbedding(QuantWeight):
         if self._kept is not None and self._kept.dtype == self.dtype:
             return self._kept[index]
         held = self.qtensor()
-        if self.scheme.blocks.height != 1:  # blocks that span rows: decode all
+        if not isinstance(self.scheme, Scheme) or self.scheme.blocks.height != 1:  # rows share what they are stored as: decode all
             return held.dequantize(self.dtype)[index]
         rows, inverse = torch.unique(index, return_inverse=True)
         return held.rows(rows).dequantize(self.dtype)[inverse]

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dither import kernels
 from dither.errors import CheckpointError
-from dither.quant.statistics import Statistics
+from dither.quant.statistics import ROWS, Statistics
 
 REPORT = "dither.json"
+JUDGED_ROWS = 512  # of a layer's kept inputs, for its output error where there is no Hessian
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class LayerReport:
     damp: float | None = None
     tokens: int = 0
     fallback: str | None = None
+    inputs: str | None = None  # how its input is rounded at run time
+    facts: dict[str, Any] = field(default_factory=dict)  # what its rounding tells
 
     def measure(self, weight: Tensor, decoded: Tensor, statistics: Statistics | None) -> None:
         """Fill in the errors of ``decoded [O, I]`` against ``weight [O, I]``."""
@@ -52,15 +56,19 @@ class LayerReport:
         if statistics is None or statistics.tokens == 0:
             return
         if statistics.has_hessian:
-            h = statistics.hessian.float()
-            self.output_error = _ratio(
-                float(((difference @ h) * difference).sum()), float(((weight @ h) * weight).sum())
-            )
-        else:
-            rows = statistics.rows
+            self.output_error = _ratio(_power(difference, statistics.hessian), _power(weight, statistics.hessian))
+        elif ROWS in statistics.needs:
+            rows = statistics.rows[:: -(-len(statistics.rows) // JUDGED_ROWS)]
             self.output_error = _ratio(
                 float((rows @ difference.T).square().sum()), float((rows @ weight.T).square().sum())
             )
+
+
+def _power(matrix: Tensor, hessian: Tensor) -> float:
+    """``tr(M H M^T) = <M^T M, H>``: by symmetry half the operations of ``M H``."""
+    gram = torch.zeros_like(hessian)
+    kernels.gram_update(gram, matrix.contiguous())
+    return float(torch.dot(kernels.gram_finish(gram).view(-1), hessian.view(-1)))
 
 
 def _ratio(a: float, b: float) -> float:

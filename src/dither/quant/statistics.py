@@ -12,13 +12,16 @@ Memory: 8 I^2 bytes for the Hessian, 4 R I bytes for the rows; time: T I^2 multi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dither import kernels
 
+T = TypeVar("T")
 HESSIAN, MEAN_ABS, MAX_ABS, ROWS = "hessian", "mean_abs", "max_abs", "rows"
 
 
@@ -31,11 +34,13 @@ class Statistics:
     max_rows: int = 2048
     tokens: int = 0
     _gram: Tensor | None = None
+    _sum: Tensor | None = None
     _sum_abs: Tensor | None = None
     _max_abs: Tensor | None = None
     _rows: list[Tensor] = field(default_factory=list)
     _stride: int = 1
     _finished: bool = False  # whether the Gram matrix was mirrored and divided: it takes no more rows then
+    _derived: dict[Hashable, object] = field(default_factory=dict)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -45,6 +50,7 @@ class Statistics:
         x = x.reshape(-1, self.features)
         if x.shape[0] == 0:
             return
+        self._derived.clear()
         if self.needs & {MEAN_ABS, MAX_ABS}:
             magnitude = x.abs()
             total = magnitude.sum(0, dtype=torch.float32)
@@ -56,8 +62,10 @@ class Statistics:
         if HESSIAN in self.needs:
             if self._finished:
                 raise RuntimeError("statistics were read already; they take no more rows")
-            if self._gram is None:
+            if self._gram is None or self._sum is None:
                 self._gram = torch.zeros(self.features, self.features, dtype=torch.float64, device=x.device)
+                self._sum = torch.zeros(self.features, dtype=torch.float64, device=x.device)
+            self._sum += x.sum(0, dtype=torch.float64)
             if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
                 kernels.gram_update(self._gram, x.contiguous())
             else:
@@ -112,8 +120,15 @@ class Statistics:
     def has_hessian(self) -> bool:
         return self._gram is not None
 
+    def derived(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make()`` gives, made once for all layers that share these statistics (and anew after they change)."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]  # type: ignore[return-value]
+
     def rescale(self, scale: Tensor) -> None:
         """Account for a scale ``s [I]`` folded in front of the layer: from now on the statistics are those of ``x / s``."""
+        self._derived.clear()
         inverse = 1 / scale
         if self._gram is not None:
             gram = self.hessian
@@ -123,7 +138,21 @@ class Statistics:
             self._sum_abs = self._sum_abs * inverse
         if self._max_abs is not None:
             self._max_abs = self._max_abs * inverse
+        if self._sum is not None:
+            self._sum = self._sum * inverse.double()
         self._rows = [rows * inverse for rows in self._rows]
+
+    def shift(self, delta: Tensor) -> None:
+        """Account for a shift ``delta [I]`` folded in front of the layer: from now on the statistics are those of ``x - delta``. Magnitudes are
+        forgotten, since they do not follow from those of x."""
+        self._derived.clear()
+        if self._gram is not None and self._sum is not None:
+            d = delta.double()
+            gram, mean = self.hessian, self._sum / max(self.tokens, 1)
+            gram -= torch.outer(mean, d) + torch.outer(d, mean) - torch.outer(d, d)
+            self._sum = self._sum - self.tokens * d
+        self._sum_abs = self._max_abs = None
+        self._rows = [rows - delta for rows in self._rows]
 
     def gram_blocks(self, group_size: int) -> Tensor | None:
         """The diagonal blocks ``G_k = sum_t x_k x_k^T / T`` of the groups: ``[G, n, n]`` float32.
@@ -136,16 +165,21 @@ class Statistics:
         if self._gram is not None:
             h = self.hessian.view(count, group_size, count, group_size)
             return torch.stack([h[k, :, k, :] for k in range(count)]).float()
-        if self._rows:
-            x = self.rows.view(-1, count, group_size)  # (R, G, n)
-            return torch.einsum("tgi,tgj->gij", x, x) / x.shape[0]
-        return None
+        return gram_blocks(self.rows, group_size) if self._rows else None
 
     def power(self) -> Tensor:
         """Mean of ``x^2`` of each input, ``[I]`` float32: the Hessian's diagonal, or its estimate from the kept rows."""
         if self._gram is not None:
             return self.hessian.diagonal().float()
         return self.rows.square().mean(0)
+
+
+def gram_blocks(rows: Tensor, group_size: int) -> Tensor | None:
+    """``rows [R, I]`` -> ``[G, n, n]`` as `Statistics.gram_blocks`; None where groups are ragged."""
+    if rows.shape[1] % group_size:
+        return None
+    x = rows.view(len(rows), -1, group_size) if rows.is_contiguous() else rows.reshape(len(rows), -1, group_size)  # (R, G, n)
+    return torch.einsum("tgi,tgj->gij", x, x) / len(rows)
 
 
 def layer_input(module: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:

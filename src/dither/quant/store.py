@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,14 @@ class Store:
         if self.out.exists() and not self.out.is_dir():
             raise UsageError(f"{self.out}: is a file; give a folder for the checkpoint")
         if overwrite and self.out.exists():
-            if any(self.out.iterdir()) and not (self._ours() or (self.out / CONFIG).is_file()):
+            if not (self._empty() or self._ours() or (self.out / CONFIG).is_file()):
                 raise UsageError(
                     f"{self.out}: is no checkpoint; --overwrite only replaces checkpoints. Choose another folder"
                 )
-            shutil.rmtree(self.out)
+            with explained(self.out):
+                self._clear()
         found = self._found()
-        if found is None and self.out.exists() and any(self.out.iterdir()):
+        if found is None and not self._empty():
             raise UsageError(
                 f"{self.out}: is not empty and was not made by dither; choose another folder, or --overwrite"
             )
@@ -59,6 +60,26 @@ class Store:
             with explained(self.out):
                 self.partial.mkdir(parents=True, exist_ok=True)
                 write_text(self.partial / RUN, self.identity)
+
+    def _empty(self) -> bool:
+        """Whether nothing is there, or only what a run leaves that was killed before it could say what it makes."""
+        names = [p.name for p in self.out.iterdir()] if self.out.exists() else []
+        begun = names == [PARTIAL] and self.partial.is_dir()
+        return not names or (begun and all(p.name == f"{RUN}.tmp" for p in self.partial.iterdir()))
+
+    def _clear(self) -> None:
+        """Remove everything: first what makes it look whole, last what tells that it is ours, so that the same command can follow
+        one that was killed here."""
+        marks = [p for p in (self.out / REPORT, self.partial / RUN, self.out / CONFIG) if p.is_file()][:1]
+        found = [*self.out.iterdir(), *(self.partial.iterdir() if self.partial.is_dir() else ())]
+        for path in sorted(found, key=lambda p: p.name != CONFIG):
+            if path in marks or path == self.partial:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        shutil.rmtree(self.out)
 
     def _ours(self) -> bool:
         return (self.partial / RUN).is_file() or (self.out / REPORT).is_file()
@@ -80,6 +101,20 @@ class Store:
 
     def block_path(self, index: int) -> Path:
         return self.partial / f"block-{index:05d}.safetensors"
+
+    def remember(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What ``make()`` gave, kept beside the finished blocks until the run ends: a stopped run need not find it again."""
+        path = self.partial / f"{name}.safetensors"
+        if not path.is_file():
+            with explained(self.out):
+                temporary = path.with_suffix(".tmp")
+                save_file({k: _own(v) for k, v in make().items()}, temporary)
+                _flush(temporary)
+                os.replace(temporary, path)
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise CheckpointError(f"{path}: is damaged ({error}); remove it and run again to remake it") from None
 
     def finished(self, index: int) -> bool:
         return self.block_path(index).is_file()

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dither import models
 from dither.quant.parts import BlockView
 from dither.quant.statistics import Statistics, layer_input
 from dither.quant.walker import Call, run, run_paused
@@ -118,7 +117,6 @@ def rounded_pass(
             raise ValueError(f"{name}.{groups[g][0]}: {error}") from None
 
     def on_ready(g: int) -> None:
-        models.return_freed_memory()  # the pieces between live activations, before the solver asks for its matrices
         on_group(groups[g], statistics.pop(g))
 
     return run_paused(runner, calls, modules, on_input, on_ready)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from dither.formats import QTensor
+from dither.quant import attention_inputs
+from dither.quant.inputs import InputQuant
 from dither.quant.outcome import LayerReport
+
+ADDED_BIAS = "added_bias"
+INPUTS = "inputs"  # the child module of a few-bit layer that holds how its input is rounded
 
 
 @dataclass
 class Unit:
     """``tensors`` are exactly what is stored, under full names. ``replaced`` maps the name of each parameter that became a `QTensor` to
-    how: kind (linear, embedding, parameter), scheme, shape, and the prefix of its stored tensors."""
+    how: kind (linear, embedding, parameter), scheme, shape, and the prefix of its stored tensors; ``attention`` maps attention modules to how
+    their operands are rounded."""
 
     name: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -26,6 +32,7 @@ class Unit:
     unproved: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    attention: attention_inputs.Attention = field(default_factory=dict)
 
     def add(
         self,
@@ -36,16 +43,23 @@ class Unit:
         *,
         storage: Sequence[int] = (),
         swapped: bool = False,
+        inputs: InputQuant | None = None,
+        added_bias: bool = False,
     ) -> None:
         """Record the rounded ``parameter`` (full name). Linear layers and embeddings hold the stored tensors themselves; any other
         module holds them in a child named after the parameter, and reads them through it (``kind`` "parameter").
 
-        ``storage``: the parameter's own shape, where it is not ``[O, I]``; ``swapped``: it stores ``[..., I, O]``.
+        ``storage``: the parameter's own shape, where it is not ``[O, I]``; ``swapped``: it stores ``[..., I, O]``; ``inputs``: how the layer's
+        input is rounded at run time; ``added_bias``: the layer has a bias that the float model's has not.
         """
         prefix = f"{parameter}_quantized" if kind == "parameter" else parameter.rpartition(".")[0]
         for key, value in tensor.tensors().items():
             self.tensors[f"{prefix}.{key}"] = value
+        extra = {} if inputs is None else inputs.tensors()
+        for key, value in extra.items():
+            self.tensors[f"{prefix}.{INPUTS}.{key}"] = value
         row.bits = tensor.bits
+        row.inputs = None if inputs is None else str(inputs.scheme)
         self.layers.append(row)
         self.replaced[parameter] = {
             "kind": kind,
@@ -54,8 +68,17 @@ class Unit:
             "prefix": prefix,
             "storage": list(storage or tensor.shape),
             "swapped": swapped,
-            "bytes": tensor.nbytes,
+            "bytes": tensor.nbytes + sum(t.numel() * t.element_size() for t in extra.values()),
         }
+        if inputs is not None:
+            self.replaced[parameter]["inputs"] = inputs.to_json()
+        if added_bias:
+            self.replaced[parameter][ADDED_BIAS] = True
+
+    def attend(self, name: str, operands: Mapping[str, InputQuant]) -> None:
+        """Record how the attention module ``name`` rounds its operands."""
+        self.attention[name] = {operand: quant.to_json() for operand, quant in operands.items()}
+        self.tensors |= attention_inputs.tensors(name, operands)
 
     def keep(self, name: str, tensor: Tensor) -> None:
         self.tensors[name] = tensor

@@ -18,6 +18,8 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from dither.quant.attention import cheap_attention
+
 
 @dataclass
 class Call:
@@ -55,20 +57,28 @@ class Call:
     def head(self, tokens: int) -> Call:
         """The same call on its first rows (sequences, images) that hold at least ``tokens`` tokens: every tensor whose first dimension is
         the input's is cut alike; masks and tables that all rows share stay."""
+        keep = max(1, -(-tokens * self.rows // max(self.tokens, 1)))
+        return self if keep >= self.rows else self.take(slice(0, keep))
+
+    @property
+    def rows(self) -> int:
+        """How many sequences (images) it holds."""
         x = self.input
-        rows = x.shape[0] if x.dim() > 1 else 1
-        keep = max(1, -(-tokens * rows // max(self.tokens, 1)))
-        if keep >= rows:
-            return self
+        return x.shape[0] if x.dim() > 1 else 1
+
+    def take(self, chosen: slice | Tensor) -> Call:
+        """The same call on some of its rows: every tensor whose first dimension is the input's is cut alike; masks and tables that all rows
+        share stay."""
+        rows = self.rows
 
         def cut(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value[:keep] if value.dim() and value.shape[0] == rows else value
+                return value[chosen] if value.dim() and value.shape[0] == rows else value
             if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
                 return type(value)(cut(v) for v in value)
             return value
 
-        mask = None if self.mask is None else self.mask[:keep]
+        mask = None if self.mask is None else self.mask[chosen]
         return Call(tuple(cut(v) for v in self.args), {k: cut(v) for k, v in self.kwargs.items()}, mask)
 
     @property
@@ -155,7 +165,8 @@ def _block_output(model: nn.Module, block: nn.Module, batch: dict[str, Tensor], 
 
 def run(block: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
     """The block's hidden states for each call."""
-    return [hidden(block(*call.args, **call.kwargs)) for call in calls]
+    with cheap_attention():
+        return [hidden(block(*call.args, **call.kwargs)) for call in calls]
 
 
 def run_paused(
@@ -199,17 +210,18 @@ def run_paused(
             else:
                 waiting[k] = result
 
-        for k, call in enumerate(calls):
-            routine = greenlet(lambda call=call: hidden(block(*call.args, **call.kwargs)))
-            routine.call = call
-            routines.append(routine)
-            step(k)
-        while waiting:
-            g = min(waiting.values())
-            on_ready(g)
-            done.add(g)
-            for k in [k for k, at in waiting.items() if at == g]:
+        with cheap_attention():
+            for k, call in enumerate(calls):
+                routine = greenlet(lambda call=call: hidden(block(*call.args, **call.kwargs)))
+                routine.call = call
+                routines.append(routine)
                 step(k)
+            while waiting:
+                g = min(waiting.values())
+                on_ready(g)
+                done.add(g)
+                for k in [k for k, at in waiting.items() if at == g]:
+                    step(k)
         return [o for o in outputs if o is not None]
     finally:
         for handle in handles:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -54,7 +54,8 @@ class LayerRow(Record):
 
     ``output_error`` is ``||(W - Q) X||^2 / ||W X||^2`` and ``weight_error`` ``||W - Q||^2 / ||W||^2``; ``block`` is
     None for a layer outside of the repeated blocks (the engine's -1 is read as None); ``tokens`` were seen by its
-    statistics; ``fallback`` says what was done instead of what was asked.
+    statistics; ``fallback`` says what was done instead of what was asked; ``inputs`` how its input is rounded at run
+    time; ``facts`` whatever else its rounding tells.
     """
 
     name: str
@@ -68,6 +69,8 @@ class LayerRow(Record):
     damp: float | None = None
     tokens: int = 0
     fallback: str | None = None
+    inputs: str | None = None
+    facts: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("block")
     @classmethod

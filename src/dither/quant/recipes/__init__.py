@@ -9,19 +9,48 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from dither.errors import UsageError
-from dither.formats import Scheme
+from dither.formats import WeightScheme, scheme_from_json
 from dither.quant.recipe import Chain, Method, Recipe
+from dither.quant.recipes.adaround import AdaRound
 from dither.quant.recipes.awq import AWQ
+from dither.quant.recipes.flexround import FlexRound
 from dither.quant.recipes.gptq import GPTQ
+from dither.quant.recipes.llm_fp4 import LLMFP4
+from dither.quant.recipes.ostquant import OSTQuant
+from dither.quant.recipes.pb_llm import PBLLM
+from dither.quant.recipes.quarot import QuaRot
+from dither.quant.recipes.repq_vit import RepQViT
 from dither.quant.recipes.rtn import RTN
+from dither.quant.recipes.vptq import VPTQ
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (RTN, GPTQ, AWQ)}
-__all__ = ["AWQ", "GPTQ", "METHODS", "RTN", "Chain", "Method", "Recipe", "build", "knobs", "read"]
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (RTN, GPTQ, AWQ, LLMFP4, RepQViT, PBLLM, VPTQ, AdaRound, FlexRound, QuaRot, OSTQuant)
+}
+__all__ = [
+    "AWQ",
+    "GPTQ",
+    "LLMFP4",
+    "METHODS",
+    "PBLLM",
+    "RTN",
+    "VPTQ",
+    "AdaRound",
+    "Chain",
+    "FlexRound",
+    "Method",
+    "OSTQuant",
+    "QuaRot",
+    "Recipe",
+    "RepQViT",
+    "build",
+    "knobs",
+    "read",
+]
 
 
 def find(name: str) -> type[Method]:
@@ -37,7 +66,17 @@ def knobs(name: str) -> dict[str, tuple[Any, Any]]:
     """Each knob of a method: its type and its default."""
     method = find(name)
     hints = get_type_hints(method)
-    return {f.name: (hints[f.name], f.default if f.default is not MISSING else None) for f in fields(method)}
+    return {f.name: (hints[f.name], f.default if f.default is not MISSING else None) for f in _fields(method)}
+
+
+def has(methods: str, knob: str) -> bool:
+    """Whether one of the methods, joined by "+", has such a knob."""
+    return any(knob in knobs(name.strip()) for name in methods.split("+"))
+
+
+def _fields(method: type[Method]) -> list[Field[Any]]:
+    """The method's knobs: not those of `Method` that mean nothing to it."""
+    return [f for f in fields(method) if f.name not in method.unused]
 
 
 def build(methods: str, options: Mapping[str, Any] | None = None) -> Method | Chain:
@@ -46,7 +85,7 @@ def build(methods: str, options: Mapping[str, Any] | None = None) -> Method | Ch
     names = [n.strip() for n in methods.split("+")]
     classes = [find(n) for n in names]
     options = dict(options or {})
-    known = [{f.name for f in fields(c)} for c in classes]
+    known = [{f.name for f in _fields(c)} for c in classes]
     for key in options:
         if not any(key in k for k in known):
             near = difflib.get_close_matches(key, sorted(set().union(*known)), n=1)
@@ -72,15 +111,15 @@ def _make(cls: type[Method], values: Mapping[str, Any], where: str = "") -> Meth
     hints = get_type_hints(cls)
     checked: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in hints or key not in {f.name for f in fields(cls)}:
-            near = difflib.get_close_matches(key, [f.name for f in fields(cls)], n=1)
+        if key not in hints or key not in {f.name for f in _fields(cls)}:
+            near = difflib.get_close_matches(key, [f.name for f in _fields(cls)], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"{where}{key}: {cls.name} has no such field{hint}")
         try:
             if key == "weights" and isinstance(value, Mapping):
-                value = Scheme.from_json(dict(value))
+                value = scheme_from_json(dict(value))
             if key == "overrides" and isinstance(value, Mapping):
-                value = {p: s if isinstance(s, Scheme) else Scheme.from_json(dict(s)) for p, s in value.items()}
+                value = {p: s if isinstance(s, WeightScheme) else scheme_from_json(dict(s)) for p, s in value.items()}
             adapter: TypeAdapter[Any] = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
             checked[key] = adapter.validate_python(value)
         except ValidationError as error:
@@ -122,10 +161,22 @@ def parse(data: Any, where: str = "") -> Method | Chain:
         if set(data) != {"chain"} or not isinstance(data["chain"], list) or not data["chain"]:
             raise UsageError(f"{where}chain: must be a list of recipes, and stand alone")
         methods = [parse(item, f"{where}chain[{i}].") for i, item in enumerate(data["chain"])]
-        return Chain(*(m for m in methods if isinstance(m, Method)))
+        singles = [m for m in methods if isinstance(m, Method)]
+        if len(singles) < len(methods):
+            raise UsageError(f"{where}chain: each item is one method; list joined ones one by one")
+        try:
+            chain = Chain(*singles)
+            chain.recipe()
+            return chain
+        except UsageError as error:
+            raise UsageError(f"{where}chain: {error}") from None
     if not isinstance(data.get("method"), str):
         raise UsageError(f"{where}method: is missing; it is one of {', '.join(sorted(METHODS))}")
     values = {k: v for k, v in data.items() if k != "method"}
-    if "+" in data["method"]:
-        return build(data["method"], values)
-    return _make(find(data["method"]), values, where)
+    try:
+        if "+" in data["method"]:
+            return build(data["method"], values)
+        method = find(data["method"])
+    except UsageError as error:
+        raise UsageError(f"{where}{error}") from None
+    return _make(method, values, where)

@@ -19,18 +19,23 @@ from dither.quant.transforms.scale import ScaleSearch
 
 @dataclass(frozen=True, kw_only=True)
 class AWQ(Method):
-    """``round=False`` leaves the rounding to the next method of a chain."""
+    """``round=False`` leaves the rounding to the next method of a chain; where that stores no grid, scales are searched on AWQ's own."""
 
     name: ClassVar[str] = "awq"
     source: ClassVar[str] = "arXiv 2306.00978"
 
     grid: int = 20  # section 4.1: exponents tried
     clip: bool = True
+    clip_guard: bool = False  # keep a layer's full range where clipping does not help inputs that the search did not see
     gqa: bool = False  # also scale v -> o under grouped-query attention; the paper's code does not
     search_tokens: int = 1024
     round: bool = True
 
     def stages(self) -> Sequence[Part]:
-        parts: list[Part] = [ScaleSearch(grid=self.grid, grouped_query=self.gqa, tokens=self.search_tokens)]
-        parts.append(OutputClip() if self.clip else MinMax())
+        parts: list[Part] = [self._search()]
+        parts.append(OutputClip(guard=self.clip_guard) if self.clip else MinMax())
         return [*parts, Nearest()] if self.round else parts
+
+    def _search(self) -> ScaleSearch:
+        own = None if self.round else (self.bits, self.group)
+        return ScaleSearch(grid=self.grid, grouped_query=self.gqa, tokens=self.search_tokens, stand_in=own)

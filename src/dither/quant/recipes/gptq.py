@@ -19,7 +19,7 @@ from dither.quant.rounding.columns import Columns
 @dataclass(frozen=True, kw_only=True)
 class GPTQ(Method):
     """``clip``: "none" = min-max grids as in the paper; "power" = the reference code's L_2.4 search (``mse``); "output" = the range
-    that costs each group's output least."""
+    that costs each group's output least. ``compat``: "reference" fits dynamic groups from the weights that the reference code reads."""
 
     name: ClassVar[str] = "gptq"
     source: ClassVar[str] = "arXiv 2210.17323"
@@ -29,6 +29,7 @@ class GPTQ(Method):
     damp: float = 0.01  # section 3.3, step 2
     block: int = 128  # section 3.3, step 2
     clip: str = "none"
+    compat: str = "none"
 
     def stages(self) -> Sequence[Part]:
         grids: dict[str, Grid] = {"none": MinMax(), "power": PowerClip(), "output": OutputClip(spare_attention=False)}
@@ -36,5 +37,5 @@ class GPTQ(Method):
             raise ValueError(f"clip must be one of {', '.join(grids)}, not {self.clip!r}")
         return [
             grids[self.clip],
-            Columns(act_order=self.act_order, static_groups=self.static_groups, damp=self.damp, block=self.block),
+            Columns(self.act_order, self.static_groups, self.damp, self.block, self.compat),
         ]

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dither.formats import Int, Scheme, channel, group
 from dither.graph import Consumer, Layer, Site, apply_scale
 from dither.graph.structure import matrix_view, relative
 from dither.quant.parts import BlockView, Transform
 from dither.quant.statistics import MEAN_ABS, ROWS
-from dither.quant.walker import Call, hidden
+from dither.quant.walker import Call, run
 
 FLOOR = 1e-4  # of s before it is centred, as in the paper's code
 
@@ -37,12 +38,14 @@ class ScaleSearch(Transform):
 
     ``grid``: number of exponents r = i / grid tried; r = 0 is no scaling, so a site never gets worse on the search data.
     ``grouped_query``: also search where the producer has fewer channels than the reader (v -> o under grouped-query
-    attention); the paper's code leaves those sites alone. ``tokens``: how many calibration tokens a trial sees.
+    attention); the paper's code leaves those sites alone. ``tokens``: how many calibration tokens a trial sees. ``stand_in``: (bits, group or
+    None) of the grid that trials are rounded to where a layer is stored as something else, such as a codebook; None leaves such layers out.
     """
 
     grid: int = 20
     grouped_query: bool = False
     tokens: int = 1024
+    stand_in: tuple[int, int | None] | None = None
     needs: ClassVar[frozenset[str]] = frozenset({MEAN_ABS, ROWS})
 
     def __post_init__(self) -> None:
@@ -55,11 +58,21 @@ class ScaleSearch(Transform):
         return {scope(readers) for _, readers in self._candidates(block)}
 
     def _candidates(self, block: BlockView) -> Iterator[tuple[Site, list[Consumer]]]:
-        """Sites to search, each with the readers that are to be quantized."""
+        """Sites to search, each with the readers that trials have a grid for."""
+        grids = self._grids(block)
         for site in block.structure.sites:
-            readers = [c for c in site.consumers if c.layer in block.schemes]
+            readers = [c for c in site.consumers if c.layer in grids]
             if site.kind == "scale" and readers and (self.grouped_query or not site.expands):
                 yield site, readers
+
+    def _grids(self, block: BlockView) -> dict[str, Scheme]:
+        """What a trial rounds each layer to."""
+        other = None
+        if self.stand_in is not None:
+            bits, size = self.stand_in
+            other = Int(bits) @ (channel() if size is None else group(size))
+        chosen = {name: scheme if isinstance(scheme, Scheme) else other for name, scheme in block.schemes.items()}
+        return {name: scheme for name, scheme in chosen.items() if scheme is not None}
 
     def apply(self, block: BlockView) -> None:
         """Search every site on the unscaled block, then fold all of them (the order of the paper's code)."""
@@ -86,7 +99,7 @@ class ScaleSearch(Transform):
     def search(self, block: BlockView, site: Site, readers: list[Consumer]) -> tuple[Tensor, dict[str, Any]]:
         """The best scale ``[C]`` (one a producer channel) and what the search saw. FloatingPointError where no loss is finite."""
         importance = self._importance(block, site, readers)
-        trial = _Trial(block, readers)
+        trial = _Trial(block, readers, self._grids(block))
         best, best_loss, best_r, plain = torch.ones_like(importance), math.inf, 0.0, math.nan
         for i in range(self.grid):
             r = i / self.grid
@@ -145,7 +158,7 @@ def scope(readers: Sequence[Consumer]) -> str:
 class _Trial:
     """The module f on its stored inputs, in the compute type, with the readers' weights exchanged for trial ones."""
 
-    def __init__(self, block: BlockView, readers: Sequence[Consumer]) -> None:
+    def __init__(self, block: BlockView, readers: Sequence[Consumer], grids: Mapping[str, Scheme]) -> None:
         name = scope(readers)
         self.module = copy.deepcopy(block.module.get_submodule(name)).to(block.compute)
         self.calls = block.search_calls[name]
@@ -156,7 +169,7 @@ class _Trial:
             matrix_view(self.module.get_parameter(relative(c.parameter, name)), c.kind, c.swapped).detach()
             for c in readers
         ]
-        self.schemes = [block.schemes[layer.name] for layer in layers]
+        self.schemes: list[Any] = [grids.get(layer.name, block.schemes[layer.name]) for layer in layers]
         self.reference = [_rows(self.module, call) for call in self.calls]
 
     def loss(self, scale: Tensor) -> float:
@@ -176,7 +189,7 @@ class _Trial:
 
 def _rows(module: nn.Module, call: Call) -> Tensor:
     """f's output as float32 rows, padding left out."""
-    out = hidden(module(*call.args, **call.kwargs))
+    out = run(module, [call])[0]
     if call.mask is not None and out.shape[: call.mask.dim()] == call.mask.shape:
         out = out[call.mask]
     return out.float()

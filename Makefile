@@ -13,6 +13,7 @@ SHELL := bash
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
 VENV := .venv
+PYTEST_ARGS ?= -n auto# a process a core: each keeps to one thread (tests/conftest.py)
 BIN := $(VENV)/bin
 PIP_FLAGS := -qq --disable-pip-version-check# errors only
 PIP := $(BIN)/python -m pip $(PIP_FLAGS)

@@ -179,6 +179,13 @@ def test_better_than_nearest_through_the_model() -> None:
     assert all(error[label] < error["rtn"] for label in error if label != "rtn"), error
 
 
+def test_after_a_rotation() -> None:
+    model, _ = tiny_models.build("llama")
+    result = dither.quantize(model, build("quarot+flexround", QUICK), TOKENS)
+    rows = [row for row in result.report.layers if row.facts]
+    assert rows and all(row.facts["block_loss"] < row.facts["block_loss_nearest"] for row in rows)
+
+
 def test_resumed_runs_give_the_same_bytes(tmp_path: Path) -> None:
     tiny_folder.save(tmp_path / "model")
     recipe = FlexRound(**QUICK)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dither.formats import Int, Scheme, channel, group
 from dither.graph import Consumer, Layer, Site, apply_scale
 from dither.graph.structure import matrix_view, relative
+from dither.models import empty
 from dither.quant.parts import BlockView, Transform
 from dither.quant.statistics import MEAN_ABS, ROWS
 from dither.quant.walker import Call, run
@@ -108,6 +109,7 @@ class ScaleSearch(Transform):
             plain = loss if i == 0 else plain
             if loss < best_loss:
                 best, best_loss, best_r = scale, loss, r
+        empty(trial.module)
         if not best_loss < math.inf:
             raise FloatingPointError(f"{block.name}: no exponent gives a finite loss at the site {site}")
         return best, {

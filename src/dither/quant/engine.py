@@ -379,7 +379,8 @@ class _Job:
         groups = structure.groups(schemes)
         unit = Unit(name)
         view = BlockView(i, name or "model", module, structure, {}, schemes, self.compute, {}, self.seed, samples=_samples(self.batches))
-        view.say = lambda what: self.progress(Event(i, self.blocks, f"{view.name}: {what}", memory=peak_memory()))
+        title = view.name  # not ``view`` itself: a view that held itself would keep its activations until Python's collector runs
+        view.say = lambda what: self.progress(Event(i, self.blocks, f"{title}: {what}", memory=peak_memory()))
         if recipe.grid.spare_attention:
             view.spared = structure.attention_logit_layers
         if self._uses_float:

@@ -213,7 +213,7 @@ def test_without_a_shift_grids_are_symmetric() -> None:
 
 def test_statistics_after_a_shift() -> None:
     x, delta = torch.randn(200, 6, generator=GENERATOR) + 2, torch.randn(6, generator=GENERATOR)
-    found, direct = (Statistics(6, frozenset({"rows", "hessian"})) for _ in range(2))
+    found, direct = (Statistics(6, frozenset({"rows", "hessian", "mean"})) for _ in range(2))
     found.update(x)
     found.shift(delta)
     found.rescale(torch.full((6,), 0.5))

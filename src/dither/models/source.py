@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -113,7 +111,6 @@ class Source(ABC):
     def release(self, module: nn.Module) -> None:
         """Give the memory of a filled module back: its parameters become meta tensors again. Buffers stay."""
         empty(module)
-        return_freed_memory()
 
 
 Slot = tuple[list[str], Tensor, Callable[[Tensor], None]]
@@ -155,13 +152,6 @@ def empty(module: nn.Module) -> None:
     for _, old, write in slots(module, ""):
         if isinstance(old, nn.Parameter):
             write(nn.Parameter(old.detach().to("meta"), requires_grad=old.requires_grad))
-
-
-def return_freed_memory() -> None:
-    """Hand freed heap back to the system, where the C library can (glibc keeps megabytes for later otherwise)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _inside(name: str, prefixes: Sequence[str]) -> bool:

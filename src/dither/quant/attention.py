@@ -13,45 +13,54 @@ Calls that are not plainly causal (masks, dropout, one query) go to torch unchan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 
-PIECE = 128  # queries
+PIECE = 128  # queries of a sequence in one piece, at least
+ROWS = 2304  # queries of all heads and sequences in one piece, at least: smaller products cost more to hand out than to do
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """``q [B, H, T, d]``, ``k [B, G, T, d]``, ``v [B, G, T, e]``, G divides H -> ``[B, H, T, e]``, in the type of ``q``."""
-    repeats, length = q.shape[1] // k.shape[1], q.shape[2]
-    if repeats > 1:
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    q = q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    batch, heads, length, width = q.shape
+    groups, shared = k.shape[1], heads // k.shape[1]  # the queries of all heads that share keys are rows of one product
+    q = (q * (1 / math.sqrt(width) if scale is None else scale)).view(batch, groups, shared, length, width)
     k = k.mT
-    future = torch.full((PIECE, PIECE), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
+    piece = max(PIECE, ROWS // (batch * heads))
+    future = torch.full((piece, piece), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
     pieces = []
-    for first in range(0, length, PIECE):
-        last = min(first + PIECE, length)
-        logits = q[:, :, first:last] @ k[..., :last]  # (B, H, P, last)
-        logits[..., first:] += future[: last - first, : last - first]
-        pieces.append(logits.softmax(-1) @ v[:, :, :last])
-    return torch.cat(pieces, 2)
+    for first in range(0, length, piece):
+        last = min(first + piece, length)
+        rows = shared * (last - first)
+        logits = torch.bmm(
+            q[:, :, :, first:last].reshape(batch * groups, rows, width), k[..., :last].reshape(batch * groups, width, last)
+        )
+        logits.view(-1, shared, last - first, last)[..., first:] += future[: last - first, : last - first]
+        out = torch.bmm(logits.softmax(-1), v[:, :, :last].reshape(batch * groups, last, -1))
+        pieces.append(out.view(batch, groups, shared, last - first, -1).permute(0, 3, 1, 2, 4))
+    return torch.cat(pieces, 1).view(batch, length, heads, -1).transpose(1, 2)
 
 
-class cheap_attention(TorchFunctionMode):
-    """Within it, causal bfloat16 attention on the CPU takes `causal_attention`; everything else is as it was."""
+@contextmanager
+def cheap_attention() -> Iterator[None]:
+    """Within it, causal bfloat16 attention on the CPU takes `causal_attention`; everything else is as it was. The name in torch's
+    functional module stands for another function meanwhile: a mode that sees every call would cost more than it saves."""
+    theirs = functional.scaled_dot_product_attention
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention and _plainly_causal(*args, **kwargs):
-            query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
-            return causal_attention(query, key, value, kwargs.get("scale"))
-        return func(*args, **kwargs)
+    def ours(*args: Any, **kwargs: Any) -> Tensor:
+        if not _plainly_causal(*args, **kwargs):
+            return theirs(*args, **kwargs)
+        query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
+        return causal_attention(query, key, value, kwargs.get("scale"))
+
+    with mock.patch.object(functional, "scaled_dot_product_attention", ours):
+        yield
 
 
 def _plainly_causal(

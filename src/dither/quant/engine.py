@@ -508,7 +508,7 @@ class _Job:
         decoded = rounded.tensor.dequantize(torch.float32)
         row = self._row(_join(unit.name, layer.name), view.index, flat, rounded.tensor.scheme, statistics)
         row.loss, row.damp, row.fallback, row.facts = rounded.loss, rounded.damp, rounded.fallback, rounded.facts
-        row.measure(flat, decoded, statistics)
+        row.measure(flat, decoded, statistics, self.compute)
         kind = "linear" if layer.kind == "linear" else "parameter"
         inputs = rounded.inputs or view.inputs.get(layer.name) or self.inputs.get(self._known_as(_join(unit.name, layer.name)))
         if inputs is None and self.recipe.inputs is not None:

@@ -16,7 +16,7 @@ from dither.errors import CheckpointError
 from dither.quant.statistics import ROWS, Statistics
 
 REPORT = "dither.json"
-JUDGED_ROWS = 512  # of a layer's kept inputs, for its output error where there is no Hessian
+JUDGED_ROWS = 256  # of a layer's kept inputs, for its output error where there is no Hessian
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ class LayerReport:
     inputs: str | None = None  # how its input is rounded at run time
     facts: dict[str, Any] = field(default_factory=dict)  # what its rounding tells
 
-    def measure(self, weight: Tensor, decoded: Tensor, statistics: Statistics | None) -> None:
-        """Fill in the errors of ``decoded [O, I]`` against ``weight [O, I]``."""
+    def measure(
+        self, weight: Tensor, decoded: Tensor, statistics: Statistics | None, judged_in: torch.dtype = torch.float32
+    ) -> None:
+        """Fill in the errors of ``decoded [O, I]`` against ``weight [O, I]``. ``judged_in``: the type of the products with kept inputs."""
         difference = decoded - weight
         self.weight_error = _ratio(float(difference.square().sum()), float(weight.square().sum()))
         if statistics is None or statistics.tokens == 0:
@@ -58,10 +60,9 @@ class LayerReport:
         if statistics.has_hessian:
             self.output_error = _ratio(_power(difference, statistics.hessian), _power(weight, statistics.hessian))
         elif ROWS in statistics.needs:
-            rows = statistics.rows[:: -(-len(statistics.rows) // JUDGED_ROWS)]
-            self.output_error = _ratio(
-                float((rows @ difference.T).square().sum()), float((rows @ weight.T).square().sum())
-            )
+            rows = statistics.rows[:: -(-len(statistics.rows) // JUDGED_ROWS)].to(judged_in)
+            noise, signal = (float((rows @ m.to(judged_in).T).float().square().sum()) for m in (difference, weight))
+            self.output_error = _ratio(noise, signal)
 
 
 def _power(matrix: Tensor, hessian: Tensor) -> float:

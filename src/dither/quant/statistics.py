@@ -5,6 +5,7 @@ For inputs ``x_t`` (t = 1..T tokens, padding left out):
     hessian   H = sum_t x_t x_t^T / T      [I, I] float64   (GPTQ eq. 1 up to a positive factor, which no result depends on)
     mean_abs  a = sum_t |x_t| / T          [I]    float32   (AWQ section 3.2)
     max_abs   max_t |x_t|                  [I]    float32
+    mean      sum_t x_t / T                [I]    float64   (what a shift of the input does to H)
     rows      a fixed-size sample of x_t   [R, I] float32   (evenly strided over the stream, so it is deterministic)
 
 Memory: 8 I^2 bytes for the Hessian, 4 R I bytes for the rows; time: T I^2 multiply-adds (half of I^2 T, by symmetry).
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from dither import kernels
 
 T = TypeVar("T")
-HESSIAN, MEAN_ABS, MAX_ABS, ROWS = "hessian", "mean_abs", "max_abs", "rows"
+HESSIAN, MEAN, MEAN_ABS, MAX_ABS, ROWS = "hessian", "mean", "mean_abs", "max_abs", "rows"
 
 
 @dataclass
@@ -53,23 +54,26 @@ class Statistics:
         self._derived.clear()
         if self.needs & {MEAN_ABS, MAX_ABS}:
             magnitude = x.abs()
-            total = magnitude.sum(0, dtype=torch.float32)
+            if MEAN_ABS in self.needs:
+                total = magnitude.sum(0, dtype=torch.float32)
+                self._sum_abs = total if self._sum_abs is None else self._sum_abs + total
+            if MAX_ABS in self.needs:
+                total = magnitude.amax(0).float()
+                self._max_abs = total if self._max_abs is None else torch.maximum(self._max_abs, total)
             if not bool(torch.isfinite(total).all()):
                 raise ValueError("the layer's input holds NaN or inf")
-            peak = magnitude.amax(0).float()
-            self._sum_abs = total if self._sum_abs is None else self._sum_abs + total
-            self._max_abs = peak if self._max_abs is None else torch.maximum(self._max_abs, peak)
         if HESSIAN in self.needs:
             if self._finished:
                 raise RuntimeError("statistics were read already; they take no more rows")
-            if self._gram is None or self._sum is None:
+            if self._gram is None:
                 self._gram = torch.zeros(self.features, self.features, dtype=torch.float64, device=x.device)
-                self._sum = torch.zeros(self.features, dtype=torch.float64, device=x.device)
-            self._sum += x.sum(0, dtype=torch.float64)
             if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
                 kernels.gram_update(self._gram, x.contiguous())
             else:
                 self._gram += (x.T.float() @ x.float()).double() if x.dtype != torch.float64 else x.T @ x
+        if MEAN in self.needs:
+            total = x.sum(0, dtype=torch.float64)
+            self._sum = total if self._sum is None else self._sum + total
         if ROWS in self.needs:
             self._keep_rows(x)
         self.tokens += x.shape[0]
@@ -144,12 +148,15 @@ class Statistics:
 
     def shift(self, delta: Tensor) -> None:
         """Account for a shift ``delta [I]`` folded in front of the layer: from now on the statistics are those of ``x - delta``. Magnitudes are
-        forgotten, since they do not follow from those of x."""
+        forgotten, since they do not follow from those of x. KeyError where there is a Hessian and the mean was not asked for."""
         self._derived.clear()
-        if self._gram is not None and self._sum is not None:
-            d = delta.double()
+        d = delta.double()
+        if self._gram is not None:
+            if self._sum is None:
+                raise KeyError("the mean was not gathered for this layer")
             gram, mean = self.hessian, self._sum / max(self.tokens, 1)
             gram -= torch.outer(mean, d) + torch.outer(d, mean) - torch.outer(d, d)
+        if self._sum is not None:
             self._sum = self._sum - self.tokens * d
         self._sum_abs = self._max_abs = None
         self._rows = [rows - delta for rows in self._rows]

@@ -46,7 +46,7 @@ def damped_inverse_factor(hessian: Tensor, damp: float, order: Tensor | None = N
     for _ in range(RETRIES):
         damped.diagonal().copy_(diagonal + damp * mean)
         lower, info = torch.linalg.cholesky_ex(damped)
-        if int(info) == 0 and bool(torch.isfinite(lower).all()):
+        if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
             del damped
             return inverse_of_lower(lower).flip(0, 1), damp
         damp = max(damp, 1e-3) * 10

@@ -32,7 +32,7 @@ from dither.formats.quantiles import free_affine, quantile_search
 from dither.graph import Consumer, Site, apply_scale, apply_shift
 from dither.quant.inputs import InputQuant
 from dither.quant.parts import BlockView, Transform
-from dither.quant.statistics import ROWS
+from dither.quant.statistics import MEAN, ROWS
 
 FLOOR = 1e-8  # of a channel's scale, relative to the layer's largest
 SEARCHES = ("quantile", "minmax")
@@ -94,7 +94,7 @@ class Reparameterise(Transform):
 
     bits: int = 4
     search: str = "quantile"
-    needs: ClassVar[frozenset[str]] = frozenset({ROWS})
+    needs: ClassVar[frozenset[str]] = frozenset({MEAN, ROWS})
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:

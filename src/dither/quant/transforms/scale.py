@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dither.formats import Int, Scheme, channel, group
 from dither.graph import Consumer, Layer, Site, apply_scale
@@ -28,7 +28,7 @@ from dither.graph.structure import matrix_view, relative
 from dither.models import empty
 from dither.quant.parts import BlockView, Transform
 from dither.quant.statistics import MEAN_ABS, ROWS
-from dither.quant.walker import Call, run
+from dither.quant.walker import run
 
 FLOOR = 1e-4  # of s before it is centred, as in the paper's code
 
@@ -172,7 +172,7 @@ class _Trial:
             for c in readers
         ]
         self.schemes: list[Any] = [grids.get(layer.name, block.schemes[layer.name]) for layer in layers]
-        self.reference = [_rows(self.module, call) for call in self.calls]
+        self.reference = self._rows()
 
     def loss(self, scale: Tensor) -> float:
         """``mean (f(x; Q(W s) / s) - f(x; W))^2`` over the kept tokens; ``scale [C]``."""
@@ -180,18 +180,17 @@ class _Trial:
             s = reader.expand(scale)  # [I], or [E * I] for a stack of experts
             s = s.reshape(weight.shape[0], 1, -1) if weight.dim() == 3 else s
             scaled = (weight * s).reshape(-1, weight.shape[-1])
-            place.copy_(scheme.quantize(scaled).reshape(weight.shape) / s)
+            place.copy_(scheme.quantize(scaled).reshape(weight.shape).div_(s))
         total, count = 0.0, 0
-        for call, reference in zip(self.calls, self.reference, strict=True):
-            difference = _rows(self.module, call).sub_(reference)
-            total += float(difference.square_().sum())
-            count += difference.numel()
+        for rows, reference in zip(self._rows(), self.reference, strict=True):
+            total += float(rows.sub_(reference).square_().sum())
+            count += rows.numel()
         return total / max(count, 1)
 
-
-def _rows(module: nn.Module, call: Call) -> Tensor:
-    """f's output as float32 rows, padding left out."""
-    out = run(module, [call])[0]
-    if call.mask is not None and out.shape[: call.mask.dim()] == call.mask.shape:
-        out = out[call.mask]
-    return out.float()
+    def _rows(self) -> list[Tensor]:
+        """f's outputs as float32 rows, padding left out."""
+        found = []
+        for call, out in zip(self.calls, run(self.module, self.calls), strict=True):
+            masked = call.mask is not None and out.shape[: call.mask.dim()] == call.mask.shape
+            found.append((out[call.mask] if masked else out).float())
+        return found

@@ -12,7 +12,7 @@ from dither.models.memory import MemorySource, RewrittenSource
 from dither.models.opening import check_folder, load
 from dither.models.opening import open_source as open
 from dither.models.skeleton import auto_class
-from dither.models.source import Source, empty
+from dither.models.source import Source, empty, return_freed_memory
 from dither.models.text import calibration_tokens, embedded_text, read_text, wikitext_join
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "open",
     "preprocessor",
     "read_text",
+    "return_freed_memory",
     "takes_images",
     "wikitext_join",
 ]

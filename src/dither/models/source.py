@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -152,6 +154,13 @@ def empty(module: nn.Module) -> None:
     for _, old, write in slots(module, ""):
         if isinstance(old, nn.Parameter):
             write(nn.Parameter(old.detach().to("meta"), requires_grad=old.requires_grad))
+
+
+def return_freed_memory() -> None:
+    """Hand freed heap back to the system, where the C library can (glibc keeps it for later otherwise)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _inside(name: str, prefixes: Sequence[str]) -> bool:

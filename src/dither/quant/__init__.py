@@ -1,8 +1,9 @@
 """Few-bit weights: the engine, its parts, and one recipe a paper."""
 
 from dither.quant import recipes
+from dither.quant.calibration import calibration_batches
 from dither.quant.checkpoint import is_checkpoint, load
-from dither.quant.engine import calibration_batches, compute_dtype, quantize
+from dither.quant.engine import compute_dtype, quantize
 from dither.quant.judge import Perplexity, perplexity
 from dither.quant.linear import QuantEmbedding, QuantLinear
 from dither.quant.outcome import Event, LayerReport, Quantized, Report

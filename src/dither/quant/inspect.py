@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from dither.formats import Int, Params, Scheme, channel
 from dither.formats import group as groups_of
-from dither.quant.engine import Calibration, quantize
+from dither.quant.calibration import Calibration
+from dither.quant.engine import quantize
 from dither.quant.machine import machine
 from dither.quant.outcome import Event
 from dither.quant.parts import Grid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,6 +134,15 @@ class Quantized:
 
     def __repr__(self) -> str:
         return f"Quantized({len(self.report.layers)} layers, {self.bits_per_weight:.3f} bits a weight, out={self.out})"
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process alone, bytes. (``ru_maxrss`` passes through fork and exec on Linux, so the small child of a
+    large parent would report the parent's; it is only asked where there is no ``/proc``.)"""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    peak = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return peak if peak is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

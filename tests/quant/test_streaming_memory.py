@@ -113,12 +113,12 @@ def peaks(place: Path, hidden: int, intermediate: int, depths: tuple[int, int]) 
         return list(pool.map(lambda blocks: peak(place / f"{blocks}", place / f"{blocks}-w4"), depths))
 
 
-def test_twelve_blocks_more_cost_far_less_than_holding_them(place: Path) -> None:
+def test_twenty_four_blocks_more_cost_far_less_than_holding_them(place: Path) -> None:
     """At this width most of the peak is torch itself, so what is held against the growth is the size of the blocks. Half of it is allowed: the
-    heap may grow once by some 20 MB, however many blocks there are."""
+    heap keeps what is freed, with some tens of megabytes of holes, however many blocks there are."""
     hidden, intermediate = 512, 704
-    shallow, deep = peaks(place, hidden, intermediate, (4, 16))
-    added = 12 * 4 * hidden * (5 * hidden // 2 + 3 * intermediate)  # in float32
+    shallow, deep = peaks(place, hidden, intermediate, (4, 28))
+    added = 24 * 4 * hidden * (5 * hidden // 2 + 3 * intermediate)  # in float32
     assert abs(deep - shallow) <= added / 2
 
 

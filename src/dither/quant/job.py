@@ -39,6 +39,8 @@ from dither.quant.surroundings import Surroundings, check_attention, surround
 from dither.quant.unit import Unit
 from dither.quant.walker import Call, capture_calls, run
 
+TRIM_EVERY = 8  # blocks: what is freed serves the next one meanwhile (its pages need no clearing), and holes in the heap do not add up
+
 
 class Job:
     """One run over one model."""
@@ -99,7 +101,8 @@ class Job:
             if name:
                 self.source.release(module)
             streams.done(i)
-            models.return_freed_memory()  # else holes in the heap add up, block by block
+            if i % TRIM_EVERY == TRIM_EVERY - 1:
+                models.return_freed_memory()
             units.append(unit.without_tensors() if store is not None else unit)
             bits = unit.stored_bits / unit.weights if unit.weights else None
             self.progress(Event(i + 1, len(blocks), name or "model", unit.mean_error, bits, peak_memory()))

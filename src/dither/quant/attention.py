@@ -1,4 +1,4 @@
-"""Causal attention at two thirds of its usual cost on CPUs, for the passes over calibration data.
+"""Causal attention in less processor time than torch's on CPUs, for the passes over calibration data.
 
 torch's CPU kernel multiplies every query with all keys of the sequence and masks half of the products afterwards; in bfloat16 its products
 also run far below the processor's speed. Within `cheap_attention`, causal calls are cut into pieces of queries, and each piece

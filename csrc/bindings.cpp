@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "attention.hpp"
 #include "codebook.hpp"
 #include "cpu.hpp"
 #include "dequantize.hpp"
@@ -28,6 +29,31 @@ template <class T>
 using Vector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// heads' queries, keys or values: any strides but for the last axis, which is dense (checked in Python)
+using Heads = nb::ndarray<const int16_t, nb::ndim<4>, nb::device::cpu>;
+
+dither::Strides strides_of(const Heads& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
+
+void attention(Heads q, Heads k, Heads v, float scale, nb::ndarray<int16_t, nb::ndim<4>, nb::c_contig, nb::device::cpu> out, int threads) {
+    dither::AttentionProblem p{};
+    p.batch = static_cast<int64_t>(q.shape(0));
+    p.heads = static_cast<int64_t>(q.shape(1));
+    p.groups = static_cast<int64_t>(k.shape(1));
+    p.length = static_cast<int64_t>(q.shape(2));
+    p.width = static_cast<int64_t>(q.shape(3));
+    p.value_width = static_cast<int64_t>(v.shape(3));
+    p.scale = scale;
+    p.q = reinterpret_cast<const uint16_t*>(q.data());
+    p.k = reinterpret_cast<const uint16_t*>(k.data());
+    p.v = reinterpret_cast<const uint16_t*>(v.data());
+    p.q_stride = strides_of(q);
+    p.k_stride = strides_of(k);
+    p.v_stride = strides_of(v);
+    p.out = reinterpret_cast<uint16_t*>(out.data());
+    nb::gil_scoped_release release;
+    dither::attention(p, threads);
+}
 
 template <class T>
 void gptq(Matrix<const T> weight, Matrix<const T> factor, Matrix<const T> scale, std::optional<Matrix<const T>> shift,
@@ -300,6 +326,7 @@ void places(Vector<const uint8_t> low, int low_bits, Vector<const uint8_t> high,
 }  // namespace
 
 NB_MODULE(_C, m) {
+    m.def("attention", &attention, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(), "scale"_a, "out"_a.noconvert(), "threads"_a);
     bind_gptq<float>(m);
     bind_gptq<double>(m);
     // bfloat16 comes as its bits, int16

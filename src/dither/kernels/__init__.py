@@ -7,6 +7,7 @@ elsewhere. `backend` tells which; ``DITHER_KERNELS`` and ``DITHER_ISA`` choose b
 
 from __future__ import annotations
 
+from dither.kernels.attention import causal_attention
 from dither.kernels.codebook import decode_codebook, nearest_centroids, sweep_columns
 from dither.kernels.dequantize import dequantize_affine
 from dither.kernels.extension import backend
@@ -20,8 +21,8 @@ from dither.kernels.round import round_affine, round_to_one_grid
 from dither.kernels.wide import pack_wide, unpack_wide
 
 __all__ = [
-    "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "TableGrid", "backend", "decode_codebook", "dequantize_affine",
-    "dequantize_partial",
+    "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "TableGrid", "backend", "causal_attention", "decode_codebook",
+    "dequantize_affine", "dequantize_partial",
     "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "nearest_centroids",
     "pack_rows", "pack_wide", "packed_stride",
     "places_to_bitmap",

@@ -110,6 +110,41 @@ def test_records_are_written_whole_and_read_back(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["made.json"]
 
 
+def test_a_stopped_run_goes_on_behind_the_last_seed(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def measure(seed: int, say: Any) -> dict[str, float]:
+        seen.append(seed)
+        if seed == 1 and len(seen) == 2:
+            raise KeyboardInterrupt
+        return {"figure": seed + 1.0}
+
+    claim = made(measure=measure)
+    with pytest.raises(KeyboardInterrupt):
+        run(claim, folder=tmp_path)
+    record = run(claim, folder=tmp_path)
+    assert seen == [0, 1, 1, 2] and record["figures"] == run(made())["figures"]
+    claims.save(record, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["made.json"]
+    run(claim, folder=tmp_path)  # after a record: anew
+    assert seen == [0, 1, 1, 2, 0, 1, 2]
+
+
+def test_seeds_of_another_claim_and_damaged_ones_are_measured_again(tmp_path: Path) -> None:
+    run(made(), folder=tmp_path)
+    seen: list[int] = []
+
+    def measure(seed: int, say: Any) -> dict[str, float]:
+        seen.append(seed)
+        return {"figure": seed + 1.0}
+
+    run(made(measure=measure, work="other"), folder=tmp_path)
+    assert seen == [0, 1, 2]
+    (tmp_path / "made.seeds.json").write_text("{")
+    run(made(measure=measure, work="other"), folder=tmp_path)
+    assert seen == [0, 1, 2, 0, 1, 2]
+
+
 def test_a_package_that_cannot_be_written_leaves_records_to_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,17 +55,28 @@ class Claim:
             raise ValueError(f"claim {self.name}: needs at least one test, or its verdict would mean nothing")
 
 
-def run(claim: Claim, *, seeds: Sequence[int] | None = None, say: Say = print) -> dict[str, Any]:
-    """Measure a claim and return its record (plain data). Raises ValueError for no seeds, and where seeds give other figures."""
+def run(claim: Claim, *, seeds: Sequence[int] | None = None, say: Say = print, folder: Path | None = None) -> dict[str, Any]:
+    """Measure a claim and return its record (plain data). Raises ValueError for no seeds, and where seeds give other figures.
+
+    With a ``folder``, each finished seed is kept there until the record is saved there, and a run that was stopped goes on behind it.
+    """
     from dither.quant.machine import machine
 
     chosen = tuple(dict.fromkeys(claim.seeds if seeds is None else seeds))
     if not chosen:
         raise ValueError("seeds: must name at least one")
-    started, by_seed = time.perf_counter(), []
+    kept = _Kept(claim, folder)
+    by_seed, seconds = [], 0.0
     for seed in chosen:
-        say(f"{claim.name}: seed {seed}")
-        by_seed.append(claim.measure(seed, say))
+        if (found := kept.seeds.get(str(seed))) is not None:
+            say(f"{claim.name}: seed {seed} was measured by a run that was stopped")
+        else:
+            say(f"{claim.name}: seed {seed}")
+            started = time.perf_counter()
+            found = {"figures": claim.measure(seed, say), "seconds": time.perf_counter() - started}
+            kept.add(seed, found)
+        by_seed.append(found["figures"])
+        seconds += found["seconds"]
     if any(figures.keys() != by_seed[0].keys() for figures in by_seed):
         raise ValueError(f"claim {claim.name}: its seeds measured different figures")
     columns = {name: [figures[name] for figures in by_seed] for name in by_seed[0]}
@@ -85,9 +96,42 @@ def run(claim: Claim, *, seeds: Sequence[int] | None = None, say: Say = print) -
         "verdict": verdict(holds),
         "caveat": claim.caveat,
         "seeds": list(chosen),
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         **machine(),
     }
+
+
+class _Kept:
+    """Figures of finished seeds on disk, for as long as no record holds them: ``folder/NAME.seeds.json``. Those of another version of the claim
+    or of another machine's software are passed over."""
+
+    def __init__(self, claim: Claim, folder: Path | None) -> None:
+        from dither.quant.machine import machine
+        from dither.quant.store import fingerprint
+
+        self.path = None if folder is None else unfinished(folder, claim.name)
+        self.seeds: dict[str, Any] = {}
+        self.of = fingerprint(claim.name, claim.sentence, claim.work, claim.data(), [t.says for t in claim.tests], machine()["machine"])
+        if self.path is not None and self.path.is_file():
+            try:
+                record = json.loads(self.path.read_text(encoding="utf-8"))
+                self.seeds = dict(record["seeds"]) if record["of"] == self.of else {}
+            except (OSError, ValueError, KeyError, TypeError):  # half a record is none
+                self.seeds = {}
+
+    def add(self, seed: int, found: dict[str, Any]) -> None:
+        from dither.quant.store import explained, write_text
+        from dither.quant.strict import dumps
+
+        self.seeds[str(seed)] = found
+        if self.path is not None and all(map(math.isfinite, found["figures"].values())):
+            with explained(self.path):
+                write_text(self.path, dumps({"of": self.of, "seeds": self.seeds}, 1) + "\n")
+
+
+def unfinished(folder: Path, name: str) -> Path:
+    """Where the seeds of a claim are kept until all are measured."""
+    return folder / f"{name}.seeds.json"
 
 
 def _spread(values: Sequence[float]) -> float | None:
@@ -107,10 +151,16 @@ def save(record: Mapping[str, Any], folder: Path | None = None) -> Path:
     from dither.quant.store import explained, write_text
     from dither.quant.strict import dumps
 
-    path = (folder or (RECORDS if _writable(RECORDS) else user_folder())) / f"{record['claim']}.json"
+    path = (folder or home()) / f"{record['claim']}.json"
     with explained(path):
         write_text(path, dumps(record, 1) + "\n")
+        unfinished(path.parent, record["claim"]).unlink(missing_ok=True)
     return path
+
+
+def home() -> Path:
+    """Where records are kept unless a folder is named."""
+    return RECORDS if _writable(RECORDS) else user_folder()
 
 
 def stored(name: str, folder: Path | None = None) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ def command(
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """List the claims, or measure one again and store its record.
+    """List the claims, or measure one again and store its record. A run that was stopped goes on behind the last finished seed.
 
     Example: dither claims run gptq
     """
@@ -49,7 +49,7 @@ def command(
         if not all(s.strip().isdigit() for s in seeds.split(",")):
             raise UsageError(f"--seeds {seeds}: must be numbers separated by commas")
         chosen = [int(s) for s in seeds.split(",")]
-    record = claims.run(claim, seeds=chosen, say=o.say)
+    record = claims.run(claim, seeds=chosen, say=o.say, folder=folder or claims.home())
     path = claims.save(record, folder)
     if json:
         o.emit(strict(record))

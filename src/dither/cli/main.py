@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failed, 2 wrong call. A traceback appears only under ``--d
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import traceback
@@ -13,6 +12,7 @@ from typing import NoReturn
 
 import typer
 
+from dither import process
 from dither.cli import claims, compare, demo, evaluate, export, inspect, methods, quantize, run
 
 app = typer.Typer(
@@ -41,23 +41,7 @@ for verb, command in (
 _WrongCall: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _RESUMES = ("quantize", "compare", "demo")
 
-# Read by torch and its thread pool when they load, so these must be set before. Long work alternates between wide and narrow stretches:
-# threads that spin for some microseconds and then sleep leave their processor time to others, and activations that come and go
-# in huge pages cost a tenth of the page faults. What the user has set stands.
-_FOR_LONG_WORK = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300", "THP_MEM_ALLOC_ENABLE": "1"}
 _LONG = (*_RESUMES, "claims", "inspect")
-
-
-def _reuse_freed_memory() -> None:
-    """Let the C library keep what long work frees, for its next tensors: glibc would hand it back to the system block by block, and have
-    every page cleared again. Costs some tens of megabytes of peak memory."""
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
 
 
 def _version(value: bool) -> None:
@@ -85,10 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given[:end]
     given = [a for a in given[:end] if a != "--debug"] + given[end:]
     if given[:1] and given[0] in _LONG and "torch" not in sys.modules:
-        for variable, value in _FOR_LONG_WORK.items():
-            os.environ.setdefault(variable, value)
-        _reuse_freed_memory()
-        gc.set_threshold(20_000, 20, 50)  # imports and graphs make many objects that stay
+        process.prepare_for_long_work()
     try:
         result = app(given or ["--help"], standalone_mode=False, prog_name="dither")
         if result == 130:  # how typer reports a KeyboardInterrupt that it caught

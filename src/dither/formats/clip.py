@@ -7,6 +7,7 @@ anew; the first strictly best candidate of each block wins, so the result is nev
     sum_j weight_j (w_hat - w)_j^2    weighted by input
     d^T G d,  d = w_hat - w           weighted by the group's Gram matrix (AWQ's clipping, through the output)
 
+``mode="absolute"``: values are clamped to +-p_i max |w| (AWQ's code), so that of a skewed block only the longer end shrinks at first.
 ``mode="2d"`` (asymmetric integers): range width and zero point are searched on their own: R_i = R i / grid and every zero point.
 Time: candidates x O I (x n with a Gram matrix); memory: a few copies of the weight.
 """
@@ -40,8 +41,8 @@ class Clip:
             raise ValueError(f"grid must be at least 1, not {self.grid}")
         if not 0 < self.shrink <= 1:
             raise ValueError(f"shrink must be in (0, 1], not {self.shrink}")
-        if self.mode not in ("1d", "2d"):
-            raise ValueError(f"mode must be '1d' or '2d', not {self.mode!r}")
+        if self.mode not in ("1d", "absolute", "2d"):
+            raise ValueError(f"mode must be '1d', 'absolute' or '2d', not {self.mode!r}")
 
     def to_json(self) -> dict[str, Any]:
         return {"p": self.p, "grid": self.grid, "shrink": self.shrink, "mode": self.mode}
@@ -85,9 +86,13 @@ def clip_search(
 def _candidates(x: Tensor, fmt: Format, clip: Clip, shared: Params) -> Iterator[Params]:
     lo, hi = fmt.range(x)
     yield fmt.params(lo, hi, shared)
+    peak = torch.maximum(lo.abs(), hi.abs())
     for i in range(1, max(int(clip.shrink * clip.grid), 1)):
         p = 1 - i / clip.grid
-        yield fmt.params(lo * p, hi * p, shared)
+        if clip.mode == "absolute":
+            yield fmt.params(torch.maximum(lo, -p * peak), torch.minimum(hi, p * peak), shared)
+        else:
+            yield fmt.params(lo * p, hi * p, shared)
     if clip.mode == "2d" and isinstance(fmt, Int) and not fmt.sym and fmt.zero == "int":
         for i in range(1, clip.grid + 1):
             step = (hi - lo) * (i / clip.grid) / fmt.code_max

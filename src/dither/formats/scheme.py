@@ -7,7 +7,7 @@ codes = scheme.encode(weight, params)    # uint8 [O, I]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -44,12 +44,12 @@ class Scheme(WeightScheme):
     dynamic: bool = False
 
     def fit(
-        self, w: Tensor, *, gram: Tensor | None = None, weight: Tensor | None = None, clip: Clip | None = None
+        self, w: Tensor, *, gram: Sequence[Tensor] = (), weight: Tensor | None = None, clip: Clip | None = None
     ) -> Params:
         """Parameters for ``w [O, I]``, each of shape ``blocks.grid_shape(O, I)``, float32 (float64 for float64 input).
 
-        ``clip``: a search instead of the scheme's own; it weighs errors by ``weight [I]`` or by ``gram [G, n, n]``, one Gram matrix a
-        full group (ragged groups then go by its diagonal ``weight``, or unweighted). Raises ValueError (not 2-D, not finite).
+        ``clip``: a search instead of the scheme's own; it weighs errors by ``gram``, Gram matrices ``[G, n, n]`` of groups of one row (full ones,
+        and ``[1, r, r]`` of a shorter last one), and where none fits by ``weight [I]``. Raises ValueError (not 2-D, not finite).
         """
         check_matrix(w)
         search = clip or self.clip
@@ -61,13 +61,11 @@ class Scheme(WeightScheme):
             if search is None or x.shape[-1] == 0:
                 found = self.format.fit(x, shared)
             else:
-                full = gram is not None and piece.block == (1, gram.shape[-1]) and x.shape[-2] == gram.shape[0]
-                by_input = (
-                    None
-                    if weight is None or full
-                    else piece.blocked(weight.expand(w.shape[0] if piece.block[0] > 1 else 1, -1))
-                )
-                found = clip_search(x, self.format, search, weight=by_input, gram=gram if full else None, shared=shared)
+                own = next((g for g in gram if piece.block == (1, g.shape[-1]) and x.shape[-2] == g.shape[0]), None)
+                by_input = None
+                if weight is not None and own is None:
+                    by_input = piece.blocked(weight.expand(w.shape[0] if piece.block[0] > 1 else 1, -1))
+                found = clip_search(x, self.format, search, weight=by_input, gram=own, shared=shared)
             for key, value in found.items():
                 if value.dim():
                     out.setdefault(key, value.new_zeros(shape))[piece.grid_rows, piece.grid_columns] = value

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dither import process
 from dither.quant.strict import dumps
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def start(job: Job, log: Path, follow: Follow, costs: Costs) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "dither.quant.arm"]  # -P: no module of the working folder gets in
     with (
         open(log, "w", encoding="utf-8") as errors,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=process.ENVIRONMENT | dict(os.environ)
+        ) as child,
     ):
         try:
             return _listen(child, job, log, follow, costs)
@@ -95,6 +98,7 @@ def _listen(child: subprocess.Popen[str], job: Job, log: Path, follow: Follow, c
 
 def main() -> None:
     """The child."""
+    process.prepare_for_long_work()
     job = Job(**json.load(sys.stdin))
     _die_with(job.parent)
     with _messages() as out:

@@ -35,7 +35,7 @@ class PowerClip(Grid):
     shrink: float = 0.8
 
     def fit(self, weight: Tensor, scheme: Scheme, statistics: Statistics | None) -> Params:
-        return _fit(weight, scheme, Clip(p=self.p, grid=self.grid, shrink=self.shrink), None, None)
+        return scheme.fit(weight, clip=Clip(p=self.p, grid=self.grid, shrink=self.shrink))
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,11 @@ class OutputClip(Grid):
         size = scheme.blocks.columns(weight.shape[1])
         if self.guard:
             seen, unseen = statistics.rows[::2], statistics.rows[1::2]
-            gram = gram_blocks(seen, size)
-            clipped = _fit(weight, scheme, clip, gram, None if gram is not None else seen.square().mean(0))
+            clipped = scheme.fit(weight, gram=gram_blocks(seen, size), weight=seen.square().mean(0), clip=clip)
             full = scheme.fit(weight)
             kept = min(full, clipped, key=lambda p: float((unseen @ (scheme.quantize(weight, p) - weight).T).square().sum()))
             return kept
-        gram = statistics.gram_blocks(size)
-        power = None if gram is not None else statistics.power()
-        return _fit(weight, scheme, clip, gram, power)
-
-
-def _fit(weight: Tensor, scheme: Scheme, clip: Clip, gram: Tensor | None, power: Tensor | None) -> Params:
-    """Search over the pieces that the scheme's blocks cut the matrix into; ``power [I]`` weighs by input where no Gram fits."""
-    return scheme.fit(weight, gram=gram, weight=power, clip=clip)
+        return scheme.fit(weight, gram=statistics.gram_blocks(size), weight=statistics.power(), clip=clip)
 
 
 __all__ = ["MinMax", "OutputClip", "PowerClip", "clip_search", "torch"]

@@ -70,12 +70,19 @@ class Grid(Part, ABC):
 class Rounding(Part, ABC):
     """Chooses the codes."""
 
-    own_grid: ClassVar[bool] = False  # whether it chooses scales itself, so that another grid than min-max would be lost
+    @property
+    def own_grid(self) -> bool:
+        """Whether it chooses scales itself, so that what another grid than min-max chose would be lost."""
+        return False
 
     @property
     def float_inputs(self) -> bool:
         """Whether its statistics are those of the float model, rather than of the model as rounded so far."""
         return False
+
+    def aimed_at(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
+        """What it rounds in place of ``weight [O, I]``, which its grid is to span: weights that do not matter may have become 0."""
+        return weight
 
     def refuses(self, scheme: WeightScheme) -> str | None:
         """Why it cannot round to ``scheme``; None where it can. Most know grids only."""

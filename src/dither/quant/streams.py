@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,10 +66,8 @@ def float_pass(
             if not shared:
                 shared.append(Statistics(rows.shape[-1], needs))
                 view.statistics.update(dict.fromkeys(names, shared[0]))
-            try:
+            with named(f"{view.name}.{names[0]}"):
                 shared[0].update(rows)
-            except ValueError as error:
-                raise ValueError(f"{view.name}.{names[0]}: {error}") from None
 
         handles.append(module.register_forward_pre_hook(gather))
     for name in captured:
@@ -92,6 +91,10 @@ def float_pass(
     finally:
         for handle in handles:
             handle.remove()
+    for names in groups:
+        if names[0] in view.statistics:
+            with named(f"{view.name}.{names[0]}"):
+                view.statistics[names[0]].check()
     return outputs
 
 
@@ -111,15 +114,24 @@ def rounded_pass(
         rows = layer_input(module, x, mask)
         if g not in statistics:
             statistics[g] = Statistics(rows.shape[-1], needs)
-        try:
+        with named(f"{name}.{groups[g][0]}"):
             statistics[g].update(rows)
-        except ValueError as error:
-            raise ValueError(f"{name}.{groups[g][0]}: {error}") from None
 
     def on_ready(g: int) -> None:
+        with named(f"{name}.{groups[g][0]}"):
+            statistics[g].check()
         on_group(groups[g], statistics.pop(g))
 
     return run_paused(runner, calls, modules, on_input, on_ready)
+
+
+@contextmanager
+def named(layer: str) -> Iterator[None]:
+    """Puts the layer's name in front of what a ValueError says."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{layer.lstrip('.')}: {error}") from None  # a model that is handled whole has no name
 
 
 def _keep(kept: list[Call], call: Call, tokens: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dither import kernels
-from dither.formats import Params, QTensor, Scheme
+from dither.formats import Params, QTensor, Scheme, clip_search
 from dither.quant.parts import Rounded, Rounding
 from dither.quant.rounding.nearest import nearest
 from dither.quant.statistics import HESSIAN, Statistics
@@ -109,8 +109,18 @@ class Columns(Rounding):
         if self.block < 1:
             raise ValueError(f"block must be at least 1, not {self.block}")
 
+    @property
+    def own_grid(self) -> bool:
+        return not self.static_groups
+
+    def aimed_at(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
+        return weight if statistics is None or self._too_little(statistics) else without_dead_inputs(weight, statistics.hessian)
+
+    def _too_little(self, statistics: Statistics) -> bool:
+        return not statistics.has_hessian or statistics.tokens < self.min_tokens
+
     def round(self, weight: Tensor, scheme: Scheme, params: Params, statistics: Statistics | None) -> Rounded:
-        if statistics is None or not statistics.has_hessian or statistics.tokens < self.min_tokens:
+        if statistics is None or self._too_little(statistics):
             seen = 0 if statistics is None else statistics.tokens
             return Rounded(nearest(weight, scheme, params), fallback=f"rounded to nearest: {seen} calibration tokens")
         hessian = statistics.hessian
@@ -141,9 +151,7 @@ class Columns(Rounding):
         known. Raises ArithmeticError where it has no factor."""
         outputs, features = weight.shape
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        work = weight.to(dtype, copy=True)
-
-        work[:, hessian.diagonal() == 0] = 0  # inputs that were always zero: their weights do not matter
+        work = without_dead_inputs(weight.to(dtype, copy=True), hessian)
         params = scheme.fit(work) if params is None else params
 
         order = self.order(hessian)
@@ -159,6 +167,12 @@ class Columns(Rounding):
         natural = torch.empty_like(codes)
         natural[:, order] = codes
         return Rounded(QTensor.from_codes(natural, params, scheme, (outputs, features)), loss=loss, damp=damp)
+
+
+def without_dead_inputs(weight: Tensor, hessian: Tensor) -> Tensor:
+    """``weight [O, I]`` with zeros for inputs that were always zero, whose weights do not matter."""
+    dead = hessian.diagonal() == 0
+    return weight.masked_fill(dead, 0) if bool(dead.any()) else weight
 
 
 def _static(
@@ -179,7 +193,12 @@ def _dynamic(
     fitted: dict[str, list[Tensor]] = {}
 
     def fit(columns: Tensor) -> Mapping[str, Tensor]:
-        found = scheme.format.fit(columns, shared or None)
+        if scheme.clip is None:
+            found = scheme.format.fit(columns, shared or None)
+        else:
+            blocks = columns[:, None, :]
+            searched = clip_search(blocks, scheme.format, scheme.clip, shared=shared or None)
+            found = {k: v if v.dim() == 0 else v[:, 0] for k, v in searched.items()}
         for key, value in found.items():
             if value.dim():
                 fitted.setdefault(key, []).append(value)

@@ -118,8 +118,6 @@ class FormatSearch(Rounding):
     ``sequential``: inputs of the model as rounded so far, rather than the float model's as in the paper.
     """
 
-    own_grid = True
-
     act_bits: int | None = 4
     formats: bool = True
     act_formats: str = "search"
@@ -149,6 +147,10 @@ class FormatSearch(Rounding):
             chosen_formats(self.act_formats, self.act_bits)
         needs = {ROWS, MAX_ABS} | ({HESSIAN} if self.codes == "columns" else set())
         object.__setattr__(self, "needs", frozenset(needs))
+
+    @property
+    def own_grid(self) -> bool:
+        return True
 
     @property
     def float_inputs(self) -> bool:

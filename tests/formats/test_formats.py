@@ -206,7 +206,7 @@ def test_gram_weighted_clipping_minimises_the_output_error() -> None:
     gram = torch.stack([x[:, k : k + 32].T @ x[:, k : k + 32] / 500 for k in (0, 32)])
     scheme = Int(3) @ group(32)
     clip = Clip(p=2, grid=20, shrink=0.5)
-    best = scheme.quantize(w, scheme.fit(w, gram=gram, clip=clip)) - w
+    best = scheme.quantize(w, scheme.fit(w, gram=[gram], clip=clip)) - w
     direct = [(x[:, k : k + 32] @ best[:, k : k + 32].T).square().mean(0) for k in (0, 32)]
     for i in range(10):
         p = 1 - i / 20

@@ -358,7 +358,7 @@ class Job:
         scheme = view.schemes[layer.name]
         if not isinstance(scheme, Scheme):
             return {}
-        flat = layer.flat(view.module)
+        flat = self.recipe.rounding.aimed_at(layer.flat(view.module), statistics)
         return scheme.fit(flat) if layer.name in view.spared else self.recipe.grid.fit(flat, scheme, statistics)
 
     def _together(self, view: BlockView, names: Sequence[str], statistics: Statistics | None) -> list[Rounded]:

@@ -11,6 +11,7 @@ from dither.models.images import calibration_images, labelled_images, normalised
 from dither.models.memory import MemorySource, RewrittenSource
 from dither.models.opening import check_folder, load
 from dither.models.opening import open_source as open
+from dither.models.sharing import UntiedSource, find_shares, separate
 from dither.models.skeleton import auto_class
 from dither.models.source import Source, empty, return_freed_memory
 from dither.models.text import calibration_tokens, embedded_text, read_text, wikitext_join
@@ -19,12 +20,14 @@ __all__ = [
     "MemorySource",
     "RewrittenSource",
     "Source",
+    "UntiedSource",
     "auto_class",
     "calibration_images",
     "calibration_tokens",
     "check_folder",
     "embedded_text",
     "empty",
+    "find_shares",
     "labelled_images",
     "load",
     "normalised",
@@ -32,6 +35,7 @@ __all__ = [
     "preprocessor",
     "read_text",
     "return_freed_memory",
+    "separate",
     "takes_images",
     "wikitext_join",
 ]

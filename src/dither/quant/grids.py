@@ -65,7 +65,9 @@ class OutputClip(Grid):
     """AWQ's clipping search: each (row, group) shrinks to where its *output* error ``mean_t ((w_hat - w) . x_t)^2`` is least.
 
     Written as ``d^T G d`` with the group's Gram matrix ``G = mean x x^T``: equal, and no token is touched again. ``grid`` and
-    ``shrink`` are the paper's code: 20 steps, of which the first half is tried, c = m (1 - i / 20). ``spare_attention``: layers
+    ``shrink`` are the paper's code: 20 steps, of which the first half is tried. ``mode="absolute"`` is the paper's code too: weights are clamped
+    to +-c, c = max |w| (1 - i / 20). The default shrinks both ends of the range alike, which leaves less output error where weights are rounded to
+    nearest. ``spare_attention``: layers
     that feed the attention logits (q and k) keep their full range, since softmax turns their largest products into decisions.
     ``guard``: search on every other kept input, and keep the full range of a layer whose output error on the rest does not fall.
     """

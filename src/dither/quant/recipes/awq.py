@@ -26,6 +26,7 @@ class AWQ(Method):
 
     grid: int = 20  # section 4.1: exponents tried
     clip: bool = True
+    clip_mode: str = "1d"  # both ends of a group's range shrink alike; "absolute": weights are clamped to +-c, the paper's code
     clip_guard: bool = False  # keep a layer's full range where clipping does not help inputs that the search did not see
     gqa: bool = False  # also scale v -> o under grouped-query attention; the paper's code does not
     search_tokens: int = 1024
@@ -33,7 +34,7 @@ class AWQ(Method):
 
     def stages(self) -> Sequence[Part]:
         parts: list[Part] = [self._search()]
-        parts.append(OutputClip(guard=self.clip_guard) if self.clip else MinMax())
+        parts.append(OutputClip(guard=self.clip_guard, mode=self.clip_mode) if self.clip else MinMax())
         return [*parts, Nearest()] if self.round else parts
 
     def _search(self) -> ScaleSearch:

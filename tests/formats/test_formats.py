@@ -1,4 +1,4 @@
-"""One property suite that every number format passes, and each against an independent truth."""
+"""Formats, packing and clipping against independent truths: other libraries, closed forms, direct computation."""
 
 from __future__ import annotations
 
@@ -8,97 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from dither.formats import MXFP4, NVFP4, Clip, Float, Format, Int, QTensor, Scheme, channel, group, tensor, tile
+from dither.formats import MXFP4, NVFP4, Clip, Float, Int, QTensor, Scheme, group
 from dither.formats.clip import clip_search
 from dither.formats.packing import pack_rows, unpack_rows
-
-INTS = [Int(b) for b in range(1, 9)]
-INTS += [Int(b, sym=s) for b in (2, 3, 4, 8) for s in ("restricted", "full", "extremum")]
-INTS += [Int(b, zero="float") for b in (1, 2, 4, 8)] + [Int(1, sym="full")]
-INTS += [Int(4, scale=s) for s in ("bfloat16", "float32", "e8m0", "e4m3")]
-FLOATS = [Float(2, 1), Float(3, 2), Float(2, 3), Float(4, 3), Float(5, 2, finite=False), Float(1, 2), Float(3, 0)]
-FLOATS += [Float(2, 1, scale="e8m0"), Float(2, 1, scale="e4m3")]
-FORMATS: list[Format] = [*INTS, *FLOATS]
-NAMES = [str(f) for f in FORMATS]
-ANY = pytest.mark.parametrize("fmt", FORMATS, ids=NAMES)
-
-values = hnp.arrays(
-    np.float32, st.integers(1, 24),
-    elements=st.floats(-1e4, 1e4, width=32).map(lambda v: 0.0 if abs(v) < 1e-3 else v),
-)
-
-
-def levels(fmt: Format, params: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Every value that the format can give on this grid, float64, by decoding every code."""
-    codes = torch.arange(2**fmt.bits, dtype=torch.uint8)[None]
-    decoded = fmt.decode(codes, {k: v.double() for k, v in params.items()})[0]
-    if isinstance(fmt, Int) and fmt.sym == "restricted":
-        decoded = decoded[1:]
-    if isinstance(fmt, Float):
-        decoded = decoded[torch.isin(codes[0], fmt.values()[1])]
-    return decoded
-
-
-@ANY
-@pytest.mark.parametrize("shape", [(3, 0), (0, 5), (0, 0)])
-def test_empty_blocks(fmt: Format, shape: tuple[int, int]) -> None:
-    """No values, or no blocks: every verb gives shapes that fit, and finite parameters."""
-    x = torch.zeros(shape)
-    params = fmt.fit(x)
-    assert all(p.dim() == 0 or p.shape == shape[:1] for p in params.values()) and all(bool(p.isfinite().all()) for p in params.values())
-    codes = fmt.encode(x, params)
-    assert codes.shape == fmt.decode(codes, params).shape == fmt.quantize(x, params).shape == shape
-
-
-@ANY
-@settings(max_examples=12, deadline=None)
-@given(x=values)
-def test_nearest_idempotent_monotone(fmt: Format, x: np.ndarray) -> None:
-    block = torch.from_numpy(x)[None]
-    params = fmt.fit(block)
-    codes = fmt.encode(block, params)
-    assert int(codes.max()) < 2**fmt.bits
-    decoded = fmt.decode(codes, params)
-    grid = levels(fmt, params)
-    best = (block.double()[0, :, None] - grid).abs().amin(-1)
-    got = (block.double()[0] - decoded.double()[0]).abs()
-    slack = 1e-5 * (block.abs().max().double() + params["scale"].abs().max().double())
-    assert bool((got <= best + slack).all())
-    assert torch.equal(fmt.quantize(block, params), decoded)
-    assert torch.equal(fmt.quantize(decoded, params), decoded)
-    order = block[0].argsort(stable=True)
-    assert bool((decoded[0][order].diff() >= -slack).all())
-
-
-@ANY
-@settings(max_examples=8, deadline=None)
-@given(x=values, power=st.integers(-3, 3))
-def test_power_of_two_scaling(fmt: Format, x: np.ndarray, power: int) -> None:
-    block = torch.from_numpy(x)[None].clamp(-100, 100)
-    if float(block.abs().max()) < 1 or (isinstance(fmt, Int) and not fmt.sym and float(block.max() - block.min()) < 1):
-        return  # scales of float16 run out of digits there, by design
-    c = 2.0**power
-    plain, scaled = fmt.quantize(block, fmt.fit(block)), fmt.quantize(block * c, fmt.fit(block * c))
-    assert torch.equal(plain * c, scaled)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@settings(max_examples=15, deadline=None)
-@given(x=values)
-def test_restricted_symmetric_is_odd(bits: int, x: np.ndarray) -> None:
-    fmt, block = Int(bits, sym="restricted"), torch.from_numpy(x)[None]
-    assert torch.equal(fmt.quantize(-block, fmt.fit(-block)), -fmt.quantize(block, fmt.fit(block)))
-
-
-@ANY
-@pytest.mark.parametrize("block", [[0.0] * 4, [1e-40, -1e-40], [1e30, -1e30, 1.0], [3.0] * 5, [-2.5], [65504.0, 1e-6]])
-def test_odd_blocks_stay_finite(fmt: Format, block: list[float]) -> None:
-    x = torch.tensor([block])
-    assert bool(torch.isfinite(fmt.quantize(x, fmt.fit(x))).all())
-    if not any(block):
-        assert float(fmt.quantize(x, fmt.fit(x)).abs().max()) == 0
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -114,11 +27,7 @@ def test_packing_is_an_lsb_first_stream(bits: int, data: st.DataObject, rows: in
     assert np.array_equal(unpack_rows(packed, bits, columns).numpy(), codes.reshape(rows, columns))
 
 
-BLOCKS = (group(16), channel(), tensor(), tile(3, 7), group(100))
-SCHEMES = [f @ b for f in (Int(4), Int(3, zero="float"), Int(2, sym="full"), Float(4, 3)) for b in BLOCKS]
-
-
-@pytest.mark.parametrize("scheme", [*SCHEMES, MXFP4, NVFP4], ids=str)
+@pytest.mark.parametrize("scheme", [MXFP4, NVFP4], ids=str)
 @pytest.mark.parametrize("shape", [(5, 48), (7, 50), (1, 1), (0, 16), (3, 0)])
 def test_every_stored_byte_counts(scheme: Scheme, shape: tuple[int, int], tmp_path: object) -> None:
     w = torch.randn(shape, generator=torch.Generator().manual_seed(0))

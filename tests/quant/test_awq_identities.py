@@ -1,10 +1,12 @@
-"""Exact identities of AWQ's scale search (Lin et al., MLSys 2024): no scaling is RTN, no site gets worse than that, and the closed form.
+"""Exact identities of AWQ (Lin et al., MLSys 2024): scaling leaves the float function alone, no scaling is RTN, no site gets worse than that,
+the closed form, the clipping error by Gram matrices, and channels that are never active.
 
 The search is held against one written here from the paper's code: plain loops over hooks of the float model.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -15,11 +17,12 @@ from torch import Tensor, nn
 import dither
 import tiny_models
 from dither import graph
-from dither.formats import Int, Scheme, channel, group
+from dither.formats import Clip, Float, Int, Scheme, channel, clip, group
 from dither.quant.parts import BlockView
 from dither.quant.recipes import AWQ, RTN
-from dither.quant.statistics import MEAN_ABS, ROWS, Statistics
-from dither.quant.transforms.scale import ScaleSearch
+from dither.quant.statistics import HESSIAN, MEAN_ABS, ROWS, Statistics
+from dither.quant.transforms import scale as transforms
+from dither.quant.transforms.scale import ScaleSearch, candidate
 from dither.quant.walker import Call
 
 TOKENS = torch.randint(3, tiny_models.VOCABULARY, (8, 24), generator=torch.Generator().manual_seed(0))
@@ -40,6 +43,54 @@ def with_outliers(name: str = "llama") -> nn.Module:
 def same_state(a: nn.Module, b: nn.Module) -> bool:
     ours, theirs = a.state_dict(), b.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# -- (1) the float function stays the same -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, blocks: list[str]) -> dict[str, Tensor]:
+    """What each block returns, and the logits; ``model`` runs in float64."""
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the others know no float64
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, args, out: found.update({name: out if isinstance(out, Tensor) else out[0]})
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in blocks]
+    found["logits"] = model(input_ids=TOKENS, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "opt", "qwen2"])
+def test_the_chosen_scales_leave_the_float_function_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scales of a float32 run, folded into a float64 twin: all blocks return the same, and so does the model."""
+    model = with_outliers(name)
+    twin = copy.deepcopy(model).double()
+    applied, folded, blocks = ScaleSearch.apply, [], []
+
+    def apply(self: ScaleSearch, block: BlockView) -> None:
+        blocks.append(block.name)
+
+        def both(module: nn.Module, site: graph.Site, scale: Tensor) -> None:
+            assert module is block.module
+            folded.append(scale)
+            for place in (module, twin.get_submodule(block.name)):
+                graph.apply_scale(place, site, scale)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(transforms, "apply_scale", both)
+            applied(self, block)
+
+    monkeypatch.setattr(ScaleSearch, "apply", apply)
+    sites = dither.quantize(model, AWQ(weights=SCHEME, clip=False, gqa=True), TOKENS, compute=torch.float32).report.sites
+    assert len(blocks) == 2 and len(folded) == sum(site["r"] > 0 for site in sites) > 2
+    assert max(float(scale.max() / scale.min()) for scale in folded) > 1.3 and not same_state(model.double(), twin)
+    before, after = outputs(model.double(), blocks), outputs(twin, blocks)
+    assert len(before) == 3 and all(float((before[k] - after[k]).abs().max()) < 1e-9 for k in before)
 
 
 # -- (2) r = 0 is RTN --------------------------------------------------------------------------------------------------
@@ -214,3 +265,65 @@ def test_without_error_no_mapping_of_a_model_is_scaled(monkeypatch: pytest.Monke
     monkeypatch.setattr(Scheme, "quantize", lambda self, w, params=None: w)
     sites = dither.quantize(model, recipe, TOKENS).report.sites
     assert sites and all(site["r"] == 0 and site["loss"] == 0 for site in sites)
+
+
+# -- (5) the clipping error through the output ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("needs", [ROWS, HESSIAN])
+@pytest.mark.parametrize("size", [16, 12, 40])
+@pytest.mark.parametrize("fmt", [Int(3), Int(2, sym="full"), Int(4, zero="float"), Float(2, 1)], ids=str)
+def test_the_gram_form_is_the_direct_form(fmt: Int | Float, size: int, needs: str) -> None:
+    """``d^T G d = mean_t (d . x_t)^2`` for each row and group, the shorter last group among them, at every range that is tried."""
+    draw = torch.Generator().manual_seed(0)
+    w = torch.randn(9, 40, generator=draw) ** 3
+    x = torch.randn(300, 40, generator=draw) @ torch.randn(40, 40, generator=draw) + 2  # correlated, not centred
+    seen = Statistics(40, frozenset({needs}))
+    seen.update(x)
+    grams, first = seen.gram_blocks(size), 0
+    for gram in grams:
+        count, n = gram.shape[:2]
+        blocks, rows = (t[:, first : first + count * n].reshape(len(t), count, n) for t in (w, x))
+        first += count * n
+        error = clip._error(blocks, 2, None, gram)
+        for params in clip._candidates(blocks, fmt, Clip(p=2, grid=20, shrink=0.5), {}):
+            d = fmt.quantize(blocks, params) - blocks
+            direct = torch.einsum("ogn,tgn->tog", d.double(), rows.double()).square().mean(0)
+            torch.testing.assert_close(error(d).double(), direct, rtol=1e-5, atol=1e-5 * float(direct.max()))
+    assert first == 40
+
+
+# -- (7) channels without activity, losses without a number ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("r", [0.0, 0.05, 0.5, 0.95])
+def test_a_channel_without_activity_keeps_its_scale(r: float) -> None:
+    a = torch.tensor([0.0, 4.0, 1e-30, 0.0, 0.25, 1e20])
+    s, live = candidate(a, r), a > 0
+    assert torch.equal(s[~live], torch.ones(2)) and bool((torch.isfinite(s) & (s > 0)).all())
+    assert float(s[live].max() * s[live].min()) == pytest.approx(1)
+    wanted = (a[live].double().pow(r) if r else torch.ones(4).double()).clamp(min=1e-4)
+    assert torch.allclose((s[live] / s[1]).double(), wanted / wanted[0], rtol=1e-5)
+    assert torch.equal(candidate(torch.zeros(3), r), torch.ones(3))
+
+
+def test_dead_inputs_and_columns_of_zeros_keep_their_scale() -> None:
+    """Whatever they would be, the others are scaled as if those were not there."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 32, generator=draw)
+    x = torch.randn(128, 32, generator=draw) * torch.logspace(-1, 1, 32)
+    x[:, 3], weight[:, 7], x[:, 7], kept = 0, 0, 1e6, [i for i in range(32) if i not in (3, 7)]
+    scale, found = search(two_layers(weight, x, Int(3) @ channel()))
+    assert found["r"] > 0 and found["loss"] < found["loss_at_r0"]
+    assert float(scale[3]) == float(scale[7]) == 1
+    a = x[:, kept].abs().mean(0).pow(found["r"])
+    assert torch.allclose(scale[kept], a / (a.max() * a.min()).sqrt(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("calls", [1, 12])
+def test_no_finite_loss_names_the_site_for_real(calls: int) -> None:
+    """Inputs and weights are finite, their products are not; judged at once, and with a first look at a part of the tokens."""
+    view = two_layers(torch.full((24, 32), 1e30), torch.full((64, 32), 1e15), SCHEME)
+    view.search_calls["1"] *= calls
+    with pytest.raises(FloatingPointError, match=r"^block: no exponent gives a finite loss at the site .*\b0 -> 1\b"):
+        search(view)

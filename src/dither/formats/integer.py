@@ -46,6 +46,8 @@ class Int(Format):
         if self.zero not in ("int", "float"):
             raise ValueError(f"zero must be 'int' or 'float', not {self.zero!r}")
         scales.check(self.scale)
+        if self.sym == "extremum" and self.scale == "e8m0":
+            raise ValueError("sym='extremum' has scales of either sign, which e8m0 cannot store: choose another scale")
 
     @property
     def code_max(self) -> int:

@@ -11,7 +11,7 @@ from dither.models.images import calibration_images, labelled_images, normalised
 from dither.models.memory import MemorySource, RewrittenSource
 from dither.models.opening import check_folder, load
 from dither.models.opening import open_source as open
-from dither.models.sharing import UntiedSource, find_shares, separate
+from dither.models.sharing import Shares, UntiedSource, find_shares, separate
 from dither.models.skeleton import auto_class
 from dither.models.source import Source, empty, return_freed_memory
 from dither.models.text import calibration_tokens, embedded_text, read_text, wikitext_join
@@ -19,6 +19,7 @@ from dither.models.text import calibration_tokens, embedded_text, read_text, wik
 __all__ = [
     "MemorySource",
     "RewrittenSource",
+    "Shares",
     "Source",
     "UntiedSource",
     "auto_class",

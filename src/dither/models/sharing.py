@@ -9,7 +9,7 @@ and a module that one block calls several times.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Shares:
         """What the user should know, one line a kind."""
         found = []
         if self.apart:
-            found.append(f"weights shared in the float model, of which each name is now stored with bits of its own: {_listed(self.apart)}")
+            found.append(f"weights that are one tensor in the float model, now stored once under each name: {_listed(self.apart)}")
         if self.together:
             found.append(f"weights of modules that the model holds in several places, stored once: {_listed(self.together)}")
         return found
@@ -79,11 +79,10 @@ def find_shares(source: Source, model: nn.Module, blocks: Sequence[str]) -> Shar
     return found
 
 
-def separate(model: nn.Module, names: Iterable[str]) -> None:
+def separate(model: nn.Module, names: Collection[str]) -> None:
     """Give each of ``names`` (full names of parameters and buffers) a tensor of its own, in place. On the way to one, a module that has an earlier
     name becomes a copy, which shares the rest of its parameters with the original. Names that the model lacks are passed over."""
     first = {id(part): path for path, part in model.named_modules()}
-    names = list(names)
     for name in names:
         path, _, leaf = name.rpartition(".")
         holder: nn.Module | None = model
@@ -102,7 +101,7 @@ def separate(model: nn.Module, names: Iterable[str]) -> None:
         else:
             holder._buffers[leaf] = old.clone()
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}  # transformers would tie them again
-    for alias in [a for a, owner in ties.items() if a in names or owner in names]:
+    for alias in [a for a, owner in ties.items() if not {a, owner}.isdisjoint(names)]:
         del ties[alias]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dither import models
-from dither.errors import CheckpointError
+from dither.errors import CheckpointError, ModelError
 from dither.formats import QTensor, scheme_from_json
 from dither.quant.attention_inputs import owners, put_operands
 from dither.quant.inputs import InputRounding
@@ -20,8 +20,13 @@ from dither.quant.unit import ADDED_BIAS, INPUTS, Unit
 def install(model: nn.Module, replaced: Mapping[str, Mapping[str, Any]], *, device: str = "meta") -> None:
     """Exchange modules (or parameters) of a float model for quantized ones without values, as ``replaced`` says (see `Unit`).
 
-    Raises CheckpointError where the model has no such layer, or one of another shape.
+    A module that the model holds in several places is exchanged in all. Raises CheckpointError where the model has no such layer, or one of
+    another shape.
     """
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for part in model.modules():
+        for key, child in part._modules.items():
+            places.setdefault(id(child), []).append((part, key))
     for name, entry in replaced.items():
         path, _, leaf = name.rpartition(".")
         scheme, flat = scheme_from_json(entry["scheme"]), tuple(entry["shape"])
@@ -37,7 +42,6 @@ def install(model: nn.Module, replaced: Mapping[str, Mapping[str, Any]], *, devi
         if entry["kind"] == "parameter":
             attach(module, leaf, QuantWeight(scheme, flat, tensors), stored, swapped=entry["swapped"])
             continue
-        owner_path, _, own = path.rpartition(".")
         if isinstance(module, nn.Embedding):
             new: nn.Module = QuantEmbedding(scheme, flat[0], flat[1], module.padding_idx, tensors, module.weight.dtype)
         else:
@@ -47,7 +51,8 @@ def install(model: nn.Module, replaced: Mapping[str, Mapping[str, Any]], *, devi
             rounds = entry.get(INPUTS)
             inputs = None if rounds is None else InputRounding.from_json(rounds, device)
             new = QuantLinear(scheme, flat[1], flat[0], None if bias is None else bias.detach(), tensors, inputs=inputs)
-        setattr(model.get_submodule(owner_path), own, new)
+        for part, key in places.get(id(module), ()):
+            setattr(part, key, new)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -67,12 +72,25 @@ def assemble(source: models.Source, units: Sequence[Unit]) -> nn.Module:
         put_operands(model, unit.attention)
     for unit in units:
         fill(model, unit.tensors)
-    share(model)
-    tie = getattr(model, "tie_weights", None)
-    if callable(tie) and source.tied:
-        known = hasattr(model, "all_tied_weights_keys")  # of which `share` took what it replaced: it must not be found again
-        tie(recompute_mapping=False) if known else tie()
+    share(model, source.tied)
+    tie(model, source.tied)
+    check_whole(model, source.name)
     return model.eval()
+
+
+def tie(model: nn.Module, tied: Mapping[str, str]) -> None:
+    """Let float parameters read the tensors that they share, alias -> owner. Aliases that few-bit modules replaced are passed over."""
+    for alias, owner in tied.items():
+        path, _, leaf = alias.rpartition(".")
+        if leaf in (part := model.get_submodule(path))._parameters:
+            part._parameters[leaf] = model.get_parameter(owner)
+
+
+def check_whole(model: nn.Module, name: str) -> None:
+    """Raises ModelError where a tensor of a finished model has got no values."""
+    for n, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ModelError(f"{name}: {n} shares its values with another tensor in a way that cannot be kept; give it values of its own")
 
 
 def restore(module: nn.Module, unit: Unit, prefix: str) -> None:

@@ -21,10 +21,10 @@ from dither.formats import QTensor, scheme_from_json
 from dither.models.checkpoint import folder_tokenizer
 from dither.models.safetensors_file import read_folder
 from dither.models.source import NoTokenizer, tied_names
-from dither.quant.assemble import fill, install
+from dither.quant.assemble import fill, install, tie
 from dither.quant.attention_inputs import put_operands
 from dither.quant.inputs import InputRounding
-from dither.quant.linear import QuantWeight
+from dither.quant.linear import QuantWeight, share
 from dither.quant.outcome import REPORT, Report
 from dither.quant.recipe import Recipe
 from dither.quant.store import PARTIAL, Store, read_tensors
@@ -33,15 +33,17 @@ from dither.quant.unit import ADDED_BIAS, INPUTS, Unit
 
 METHOD = "dither"
 VERSION = 1
+APART = "apart"
 KINDS = ("linear", "embedding", "parameter")
 
 
-def quantization_config(units: Sequence[Unit], recipe: Recipe, around: Surroundings) -> dict[str, Any]:
-    """The record that tells a loader which parameters are few-bit, and how; and what else happens at run time."""
+def quantization_config(units: Sequence[Unit], recipe: Recipe, around: Surroundings, apart: Sequence[str] = ()) -> dict[str, Any]:
+    """The record that tells a loader which parameters are few-bit, and how; and what else happens at run time. ``apart``: names that share their
+    tensor with others in the float model, but are stored by themselves."""
     schemes: list[dict[str, Any]] = []
     layers: dict[str, Any] = {}
     for unit in units:
-        for name, entry in unit.replaced.items():
+        for name, entry in sorted(unit.replaced.items()):  # units read back from disk have them in this order
             scheme = entry["scheme"]
             if scheme not in schemes:
                 schemes.append(scheme)
@@ -49,7 +51,7 @@ def quantization_config(units: Sequence[Unit], recipe: Recipe, around: Surroundi
                 "scheme": schemes.index(scheme)
             }
     found = {"quant_method": METHOD, "version": VERSION, "recipe": recipe.name, "schemes": schemes, "layers": layers}
-    return found | around.to_json()
+    return found | around.to_json() | ({APART: list(apart)} if apart else {})
 
 
 def replaced_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -92,6 +94,8 @@ def finish(store: Store, units: int, quantization: dict[str, Any], source: model
     config: dict[str, Any] = {} if source.config is None else source.config.to_dict()
     config.pop("quantization_config", None)
     config["quantization_config"] = quantization
+    if config and source.config is not None and config.get("dtype") is None:  # a loader would take the type of the first stored tensor, a scale
+        config["dtype"] = str(source.dtype).removeprefix("torch.")
     store.finish(units, config, {"report": report.stored()}, source.sidecars())
 
 
@@ -165,14 +169,17 @@ def _check_sizes(folder: Path, replaced: Mapping[str, Mapping[str, Any]]) -> Non
 
 def _fill(model: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.Module:
     """The stored tensors in a float module of the user's own."""
+    models.separate(model, _apart(config["quantization_config"]))
     aliases = tied_names(model)
     around = Surroundings.from_json(config["quantization_config"])
     put_turns(model, around.turns)
     install(model, replaced_of(config["quantization_config"]))
     put_operands(model, around.attention)
     surround(model, config["quantization_config"])
+    share(model, aliases)
     tensors = read_tensors(folder)
-    missing = [name for name in model.state_dict() if name not in tensors and name not in aliases]
+    firsts = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}  # a module has one here, however often it is registered
+    missing = [name for name in model.state_dict() if name in firsts and name not in tensors and name not in aliases]
     if missing:
         raise CheckpointError(f"{folder}: lacks the tensor {missing[0]} ({len(missing)} missing); is it of this model?")
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -182,12 +189,16 @@ def _fill(model: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.Modul
                 f"{folder}: {name} is {list(tensor.shape)}, but {list(shapes[name])} in the model; is it of this model?"
             )
     fill(model, tensors)
-    for alias, owner in aliases.items():
-        path, _, leaf = alias.rpartition(".")
-        if leaf in (module := model.get_submodule(path))._parameters:
-            module._parameters[leaf] = model.get_parameter(owner)
+    tie(model, aliases)
     check_modules(model)
     return model.eval()
+
+
+def _apart(config: Mapping[str, Any]) -> list[str]:
+    names = config.get(APART, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"config.json: quantization_config is damaged ({APART} is no list of names); get the checkpoint again")
+    return names
 
 
 def _pretrained(folder: Path, dtype: torch.dtype | None) -> nn.Module:

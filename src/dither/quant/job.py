@@ -63,13 +63,15 @@ class Job:
         self.report = Report(notes=list(source.notes))
         self.result: nn.Module | None = None
         self.structures: dict[tuple[Any, ...], Structure] = {}
+        self.apart: dict[str, str] = {}  # names that share a tensor with the named one in the float model, but not in the result
 
     def run(self, store: Store | None) -> Report:
+        skeleton = self._separate()
         if self.recipe.kv is not None:
-            check_attention(self.source.skeleton())
+            check_attention(skeleton)
         if self.recipe.model_stages:
             self._model_stages(store)
-        skeleton = self.source.skeleton()
+            skeleton = self.source.skeleton()
         _prepare(skeleton)
         chain = block_chain(skeleton)
         if chain is None:
@@ -111,7 +113,8 @@ class Job:
             raise ModelError(
                 f"{self.source.name}: no layer to quantize was found (all skipped, or none of a known kind)"
             )
-        config = quantization_config(units, self.recipe, Surroundings(self.turns, self.recipe.kv, self.rotate_heads, _attention(units)))
+        around = Surroundings(self.turns, self.recipe.kv, self.rotate_heads, _attention(units))
+        config = quantization_config(units, self.recipe, around, list(self.apart))
         if store is not None:
             finish(store, len(units), config, self.source, self.report)
         else:
@@ -122,6 +125,16 @@ class Job:
 
                 hf.adopt(self.result, config)
         return self.report
+
+    def _separate(self) -> nn.Module:
+        """The skeleton of the source, which from here on has tensors of their own under names that cannot share one (`models.sharing`)."""
+        original, skeleton = self.source, self.source.skeleton()
+        while (shares := models.find_shares(original, skeleton, _every_block(skeleton))).apart:  # a model of fewer ties may have another chain
+            self.apart |= {name: self.apart.get(first, first) for name, first in shares.apart.items()}
+            self.source = models.UntiedSource(original, self.apart)
+            skeleton = self.source.skeleton()
+        self.report.notes += models.Shares(self.apart, shares.together).notes()
+        return skeleton
 
     def _model_stages(self, store: Store | None) -> None:
         """Let model stages rewrite the whole model in memory; from here on the result is the source."""
@@ -226,6 +239,12 @@ class Job:
             key = f"{name}.weight"
             if scheme is None or not isinstance(module, nn.Linear | nn.Embedding | _ConvNd) or key in self.source.tied:
                 continue
+            if (readers := self._readers(key)) and not (
+                isinstance(module, nn.Embedding)
+                and all(isinstance(skeleton.get_submodule(r.rpartition(".")[0]), nn.Linear | nn.Embedding) for r in readers)
+            ):
+                unit.notes.append(f"{name}: stays float, since {readers[0]} is the same tensor")
+                continue
             if not isinstance(scheme, Scheme):
                 raise UsageError(f"{name}: lies outside the blocks, where only grids of numbers can be used, not {scheme}")
             stored = self.source.tensor(key, torch.float32, check_finite=True)
@@ -247,9 +266,9 @@ class Job:
         structure = self._structure(name, module, probe)
         if recipe.kv is not None and any(layer.feeds_logits and not layer.routes for layer in structure.layers):
             check_attention(module)
-        schemes = self._schemes(name, module, structure)
-        groups = structure.groups(schemes)
         unit = Unit(name)
+        schemes = self._schemes(name, module, structure, unit.notes)
+        groups = structure.groups(schemes)
         view = BlockView(i, name or "model", module, structure, {}, schemes, self.compute, {}, self.seed, samples=sample_count(self.batches))
         title = view.name  # not ``view`` itself: a view that held itself would keep its activations until Python's collector runs
         view.say = lambda what: self.progress(Event(i, self.blocks, f"{title}: {what}", memory=peak_memory()))
@@ -446,13 +465,20 @@ class Job:
     def _skipped(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.recipe.skip)
 
-    def _schemes(self, prefix: str, module: nn.Module, structure: Structure) -> dict[str, WeightScheme]:
+    def _readers(self, parameter: str) -> list[str]:
+        """Other names of a tensor that is stored under this one."""
+        return [alias for alias, owner in self.source.tied.items() if owner == parameter]
+
+    def _schemes(self, prefix: str, module: nn.Module, structure: Structure, notes: list[str]) -> dict[str, WeightScheme]:
         """The scheme of each layer of a block that is to be quantized, by its name inside the block."""
         found: dict[str, WeightScheme] = {}
         for layer in structure.layers:
             full = self._known_as(_join(prefix, layer.name))
             scheme = self.recipe.scheme_of(full, layer)
             if scheme is None:
+                continue
+            if readers := self._readers(_join(prefix, layer.parameter)):
+                notes.append(f"{full}: stays float, since {readers[0]} is the same tensor")
                 continue
             try:
                 scheme.layout(*layer.flat(module).shape)
@@ -465,6 +491,20 @@ class Job:
         """A layer's name in the float model, where the layer may have been turned (`online.Turned`)."""
         owner = name.rpartition(".")[0]
         return owner if owner in self.turns else name
+
+
+def _every_block(model: nn.Module) -> list[str]:
+    """Names of the blocks by which the model is streamed; none where it is handled whole. Blocks that stand in the list several times count under
+    their first name if the whole list is repeated (they are one block, called again and again), else under all."""
+    names = [name for name, _ in block_chain(model) or ()]
+    if not names:
+        return names
+    path = names[0].rpartition(".")[0]
+    listed = model.get_submodule(path)._modules
+    order = [id(block) for block in listed.values()]
+    if order == order[: len(names)] * (len(order) // len(names)):
+        return names
+    return [_join(path, key) for key in listed]
 
 
 def _attention(units: Sequence[Unit]) -> Attention:

@@ -11,7 +11,7 @@ the work; where a model reads one token at a time, `decoded` keeps the decoded w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -197,20 +197,23 @@ class SharedLinear(nn.Module):
         return nn.functional.linear(x, self.embedding.dequantize(x.dtype), bias)
 
 
-def share(model: nn.Module) -> None:
-    """Let the heads of a transformers model read the quantized embeddings that they are tied to, and forget those ties: there is no
-    parameter left to tie. Call it after quantized modules are in place, before weights are tied or loaded."""
+def share(model: nn.Module, tied: Mapping[str, str] | None = None) -> None:
+    """Let heads (and embeddings) read the quantized embeddings that they are tied to: those of ``tied`` (alias -> owner) and those that transformers
+    knows, which forgets them: there is no parameter left to tie. Call it after quantized modules are in place, before weights are tied or loaded."""
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    for alias, owner in list(ties.items()):
+    for alias, owner in [*(tied or {}).items(), *ties.items()]:
         path, _, leaf = alias.rpartition(".")
         embedding = model.get_submodule(owner.rpartition(".")[0])
         if not isinstance(embedding, QuantEmbedding) or leaf != "weight":
             continue
         head = model.get_submodule(path)
-        bias = getattr(head, "bias", None)
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, SharedLinear(embedding, None if bias is None else bias.detach()))
-        del ties[alias]
+        if isinstance(head, nn.Embedding):
+            setattr(model.get_submodule(parent), name, embedding)
+        elif not isinstance(head, SharedLinear):
+            bias = getattr(head, "bias", None)
+            setattr(model.get_submodule(parent), name, SharedLinear(embedding, None if bias is None else bias.detach()))
+        ties.pop(alias, None)
 
 
 def as_stored(matrix: Tensor, shape: Sequence[int], *, swapped: bool) -> Tensor:

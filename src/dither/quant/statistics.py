@@ -71,6 +71,8 @@ class Statistics:
                 kernels.gram_update(self._gram, x.contiguous())
             else:
                 self._gram += (x.T.float() @ x.float()).double() if x.dtype != torch.float64 else x.T @ x
+        if not self.needs & {MEAN_ABS, MAX_ABS, HESSIAN}:  # nothing else would show it
+            _refuse_unless_finite(torch.stack(x.aminmax()))
         if MEAN in self.needs:
             total = x.sum(0, dtype=torch.float64)
             self._sum = total if self._sum is None else self._sum + total
@@ -81,7 +83,7 @@ class Statistics:
     def _keep_rows(self, x: Tensor) -> None:
         """Every ``stride``-th row of the whole stream; the stride doubles (and the kept rows thin out) when full."""
         first = -self.tokens % self._stride
-        self._rows.append(x[first :: self._stride].float())
+        self._rows.append(x[first :: self._stride].to(torch.float32, copy=True))  # of its own: models may go on in place
         while sum(r.shape[0] for r in self._rows) > self.max_rows:
             self._stride *= 2
             self._rows = [torch.cat(self._rows)[::2].clone()]
@@ -213,28 +215,18 @@ def layer_input(module: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     Linear: the tokens that ``mask [B, T]`` keeps. Convolutions: unfolded patches ``[positions, C*k...]`` of group 0's layout
     (only ``groups == 1`` is unfolded here; the engine rounds other convolutions without statistics).
     """
-    if isinstance(module, nn.Conv1d):
-        x, kernel = x.unsqueeze(2), (1, module.kernel_size[0])
-        pad = (0, module.padding[0]) if not isinstance(module.padding, str) else _same((1,), module)
-        return _unfold(x, kernel, (1, module.dilation[0]), pad, (1, module.stride[0]))
-    if isinstance(module, nn.Conv2d):
-        pad2 = module.padding if not isinstance(module.padding, str) else _same((), module)
-        return _unfold(x, module.kernel_size, module.dilation, pad2, module.stride)
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        batched = x.dim() == len(module.kernel_size) + 2
+        x = nn.functional.pad(x if batched else x[None], module._reversed_padding_repeated_twice, mode=mode)
+        flat = isinstance(module, nn.Conv1d)  # unfolded as an image of one row
+
+        def both(size: tuple[int, ...]) -> tuple[int, ...]:
+            return (1, *size) if flat else size
+
+        x = x.unsqueeze(2) if flat else x
+        columns = nn.functional.unfold(x, both(module.kernel_size), dilation=both(module.dilation), stride=both(module.stride))
+        return columns.transpose(1, 2).reshape(-1, columns.shape[1])  # from (B, C*k, positions)
     if mask is not None and x.shape[: mask.dim()] == mask.shape:
         return x[mask]
     return x.reshape(-1, x.shape[-1])
-
-
-def _same(prefix: tuple[int, ...], module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    if module.padding == "valid":
-        return (0,) * (len(prefix) + len(module.kernel_size))
-    return tuple(0 for _ in prefix) + tuple(
-        d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)
-    )
-
-
-def _unfold(
-    x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...], stride: tuple[int, ...]
-) -> Tensor:
-    columns = nn.functional.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)  # (B, C*k, positions)
-    return columns.transpose(1, 2).reshape(-1, columns.shape[1])

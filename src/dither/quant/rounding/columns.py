@@ -151,7 +151,7 @@ class Columns(Rounding):
         known. Raises ArithmeticError where it has no factor."""
         outputs, features = weight.shape
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        work = without_dead_inputs(weight.to(dtype, copy=True), hessian)
+        work = without_dead_inputs(weight.to(dtype, copy=True, memory_format=torch.contiguous_format), hessian)
         params = scheme.fit(work) if params is None else params
 
         order = self.order(hessian)

@@ -97,7 +97,9 @@ def test_nothing_but_failures_is_a_failure(model: str, tmp_path: Path, capsys: p
         (["--methods", "gtpq"], "did you mean 'gptq'"),
         (["--methods", "gptq:dmap=1"], "did you mean 'damp'"),
         (["--methods", "gptq:clip"], "must be KNOB=VALUE"),
-        (["--methods", "gptq:bits=3"], "use --bits and --group"),
+        (["--methods", "gptq:weights=3"], "no knob of the command line"),
+        (["--methods", "gptq:bits=three"], "bits=three of gptq must be a number"),
+        (["--methods", "gptq:bits=9"], "1 to 8"),
         (["--methods", ""], "unknown"),
         (["--bits", "9"], "1 to 8"),
         (["--bits", "four"], "numbers separated by commas"),
@@ -117,6 +119,12 @@ def test_arms_are_every_method_at_every_width_and_group() -> None:
     assert verb.arms("rtn, awq+gptq", "4,3", "64,row") == [
         Arm(method, bits, group) for method in ("rtn", "awq+gptq") for bits in (4, 3) for group in (64, None)
     ]
+
+
+def test_a_method_may_have_a_width_and_groups_of_its_own() -> None:
+    assert verb.arms("rtn,gptq:bits=3:clip=output,awq:group=row", "4,2", "64") == [
+        Arm("rtn", 4, 64), Arm("rtn", 2, 64), Arm("gptq", 3, 64, (("clip", "output"),)), Arm("awq", 4, None), Arm("awq", 2, None),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

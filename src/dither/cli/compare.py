@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dither.report import CompareRecord, InspectRecord
 
 METHODS_HELP = """Methods, separated by commas; '+' joins methods into one. Knobs follow a method after colons, as in
-gptq:clip=output:damp=0.05,awq+gptq:gqa=true ('dither methods' lists them)."""
+gptq:clip=output:damp=0.05,awq+gptq:gqa=true ('dither methods' lists them); bits and group there stand in place of --bits and --group."""
 
 
 def command(
@@ -89,7 +89,8 @@ def show(record: CompareRecord | InspectRecord) -> None:
 
 
 def arms(methods: str, bits: str, group: str) -> list[Arm]:
-    """Every method at every width and group size, methods first. Raises UsageError for what cannot be read."""
+    """Every method at every width and group size, methods first; one that names a width or a group size of its own has only that. Raises
+    UsageError for what cannot be read."""
     from dither.errors import UsageError
     from dither.quant import recipes
     from dither.quant.compare import Arm
@@ -100,9 +101,14 @@ def arms(methods: str, bits: str, group: str) -> list[Arm]:
     found = []
     for name, knobs in (method(spec) for spec in split(methods, ",")):
         last = recipes.find(name.split("+")[-1].strip())  # its own, where it has no such knob
-        bits_each = [o.bits_of(int(width)) for width in widths] if recipes.has(name, "bits") else [last.bits]
-        sizes = [o.group_size(size.strip()) for size in group.split(",")] if recipes.has(name, "group") else [last.group]
-        found += [Arm(name, width, size, knobs) for width in bits_each for size in sizes]
+        own = dict(knobs)
+        chosen = [str(own.pop("bits"))] if "bits" in own else widths
+        groups = str(own.pop("group", group))
+        if not all(w.isdigit() for w in chosen):
+            raise UsageError(f"--methods: bits={chosen[0]} of {name} must be a number")
+        bits_each = [o.bits_of(int(width)) for width in chosen] if recipes.has(name, "bits") else [last.bits]
+        sizes = [o.group_size(size.strip()) for size in groups.split(",")] if recipes.has(name, "group") else [last.group]
+        found += [Arm(name, width, size, tuple(own.items())) for width in bits_each for size in sizes]
     return found
 
 
@@ -116,8 +122,8 @@ def method(spec: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise UsageError(f"--methods {spec}: {item!r} must be KNOB=VALUE, as in gptq:damp=0.05")
-        if key in ("bits", "group", "weights"):
-            raise UsageError(f"--methods {spec}: {key!r} is the same for all methods; use --bits and --group")
+        if key == "weights":
+            raise UsageError(f"--methods {spec}: 'weights' is no knob of the command line; use bits, group and format")
         try:
             knobs[key] = js.loads(value)
         except ValueError:

@@ -1,13 +1,14 @@
 # Everything from a clean clone with Python 3.11+, pip and a package index:
 #   make demo      a real language model to four bits, and what it cost
 #   make test      lint and tests          make lint     ruff and mypy only
+#   make test-slow the tests of whole runs on the embedded model, one at a time
 #   make bench     kernel timings          make sanitize kernel tests under ASan and UBSan
 #   make env       the environment alone   make clean    removes it and what was built
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench env sanitize clean
+.PHONY: demo test test-slow lint bench env sanitize clean
 
 # The first Python that runs and is new enough; make PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -24,6 +25,9 @@ demo: env
 
 test: lint
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-slow: env
+	$(BIN)/python -m pytest -q -m slow --durations=0
 
 lint: env
 	$(BIN)/ruff check .

@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 FOREIGN = """
 import json, sys
 sys.modules["dither"] = None  # any import of dither fails from here on
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, prompt = sys.argv[1:3]
-how = CompressedTensorsConfig(dequantize=True)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=how, dtype="float32")
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
 new = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1]:]
 print("\\n" + json.dumps(tokenizer.decode(new, skip_special_tokens=True)))

@@ -7,8 +7,8 @@ stacks of experts, embeddings, ragged groups) is refused by name.
 What transformers 5.23 with compressed-tensors 0.20 makes of it (checked by the tests; vLLM needs a GPU and was never run):
 
     symmetric                   the same logits as ours, to the last bit, in float32
-    asymmetric                  fails as it is; with ``CompressedTensorsConfig(dequantize=True)`` each decoded weight is rounded once to the
-                                type of the scales (float16: 2^-11 of the weight)
+    asymmetric                  that version cannot run them packed, so the folder asks its loader to decode them (``"dequantize": true``): each
+                                decoded weight is rounded once to the type of the scales (float16: 2^-11 of the weight)
     any, in bfloat16            the loader rounds the scales to bfloat16 (2^-9); quantize with ``scale="bfloat16"`` where that matters
     several schemes             right as it is; with ``dequantize=True`` that version takes the first scheme for all layers
     lm_head by an override      exported as any other layer
@@ -86,7 +86,9 @@ def _compressed_tensors(
         for key, value in _packed(qtensor, scheme).items():
             stored[prefix + key] = value
         members.setdefault(_as_read(scheme, entry["shape"][1]), []).append(name.removesuffix(".weight"))
+    plain = all(_symmetric(s) for s in members)
     config["quantization_config"] = {
+        **({} if plain or len(members) > 1 else {"dequantize": True}),
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -108,14 +110,14 @@ def _notes(schemes: list[Scheme]) -> list[str]:
     """What the user must know to load the folder."""
     notes = []
     if not all(_symmetric(s) for s in schemes):
-        notes.append(
-            "asymmetric weights: transformers 5.23 with compressed-tensors 0.20 loads them only with "
-            "from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True))"
-        )
         if len(schemes) > 1:
             notes.append(
-                f"{len(schemes)} schemes, of which some are asymmetric: that pair of versions cannot load them, because dequantize=True "
-                "takes the first scheme for all layers"
+                f"{len(schemes)} schemes, of which some are asymmetric: transformers 5.23 with compressed-tensors 0.20 cannot load them, because it "
+                "has to decode asymmetric weights at load and takes the first scheme for all layers then"
+            )
+        else:
+            notes.append(
+                "asymmetric weights: transformers 5.23 with compressed-tensors 0.20 decodes them as it loads the folder, and runs them in float"
             )
     elif len(schemes) > 1:
         notes.append(

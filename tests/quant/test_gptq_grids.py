@@ -95,8 +95,15 @@ def test_all_groups_of_a_ragged_matrix_are_clipped_through_the_output() -> None:
         assert torch.allclose(params["scale"][:, first // 8], own["scale"][:, 0])
 
 
-def test_the_loop_s_own_search_is_the_scheme_s() -> None:
-    assert Columns(act_order=False, static_groups=False).own_grid and not Columns().own_grid
-    clip = {True: None, False: Clip()}
-    for static in (True, False):
-        assert GPTQ(act_order=False, static_groups=static, clip="power").scheme() == Scheme(Int(4), GPTQ().scheme().blocks, clip[static])
+def test_a_search_within_the_loop_is_no_part_of_what_is_stored() -> None:
+    recipe = GPTQ(act_order=False, static_groups=False, clip="power").recipe()
+    assert recipe.rounding == Columns(act_order=False, static_groups=False, clip=Clip()) and recipe.rounding.own_grid
+    assert recipe.weights == GPTQ().recipe().weights and not Columns().own_grid
+    with pytest.raises(ValueError, match="static_groups=False"):
+        Columns(clip=Clip())
+
+
+@pytest.mark.parametrize("name", ["fp4", "nvfp4"])
+def test_every_format_is_clipped_within_the_loop(name: str) -> None:
+    recipe = GPTQ(format=name, group=16, act_order=False, static_groups=False, clip="power")
+    assert bool(rounded(recipe, model(), inputs()).isfinite().all())

@@ -35,7 +35,11 @@ class PowerClip(Grid):
     shrink: float = 0.8
 
     def fit(self, weight: Tensor, scheme: Scheme, statistics: Statistics | None) -> Params:
-        return scheme.fit(weight, clip=Clip(p=self.p, grid=self.grid, shrink=self.shrink))
+        return scheme.fit(weight, clip=self.search)
+
+    @property
+    def search(self) -> Clip:
+        return Clip(p=self.p, grid=self.grid, shrink=self.shrink)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ walks (`quant.walker`), so it is always on and costs nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from dither.formats import Clip, Scheme, WeightScheme
 from dither.quant.grids import MinMax, OutputClip, PowerClip
 from dither.quant.parts import Grid, Part
 from dither.quant.recipe import Method
@@ -32,20 +31,14 @@ class GPTQ(Method):
     clip: str = "none"
     compat: str = "none"
 
-    def scheme(self) -> WeightScheme:
-        """Grids that are made within the loop are searched there: the search is the scheme's own."""
-        scheme, clip = super().scheme(), PowerClip()
-        if self.static_groups or self.clip != "power" or not isinstance(scheme, Scheme):
-            return scheme
-        return replace(scheme, clip=Clip(clip.p, clip.grid, clip.shrink))
-
     def stages(self) -> Sequence[Part]:
         grids: dict[str, Grid] = {"none": MinMax(), "power": PowerClip(), "output": OutputClip(spare_attention=False)}
         if self.clip not in grids:
             raise ValueError(f"clip must be one of {', '.join(grids)}, not {self.clip!r}")
         if not self.static_groups and self.clip == "output":
             raise ValueError("clip: 'output' searches grids before the loop, static_groups=False makes them within it; take 'power' or static groups")
+        within = None if self.static_groups or self.clip == "none" else PowerClip().search  # grids made in the loop are searched there
         return [
-            grids[self.clip if self.static_groups else "none"],
-            Columns(self.act_order, self.static_groups, self.damp, self.block, self.compat),
+            grids[self.clip if within is None else "none"],
+            Columns(self.act_order, self.static_groups, self.damp, self.block, self.compat, clip=within),
         ]

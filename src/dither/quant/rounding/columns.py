@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dither import kernels
-from dither.formats import Params, QTensor, Scheme, clip_search
+from dither.formats import Clip, Params, QTensor, Scheme, clip_search
 from dither.quant.parts import Rounded, Rounding
 from dither.quant.rounding.nearest import nearest
 from dither.quant.statistics import HESSIAN, Statistics
@@ -86,6 +86,7 @@ class Columns(Rounding):
     ``static_groups``: grids are those of the original weight; else each group is fitted from the updated weights when the
     loop reaches it. ``damp``: relative damping; grows until the factorisation holds. ``block``: columns a lazy update.
     ``compat``: "reference" fits dynamic groups as the paper's code does, from weights that lack the updates of the current lazy block.
+    ``clip``: a search of the ranges of dynamic groups, where the scheme has none of its own.
     ``min_tokens``: below this many calibration tokens a layer is rounded to nearest instead.
     """
 
@@ -95,6 +96,7 @@ class Columns(Rounding):
     block: int = 128
     compat: str = "none"
     min_tokens: int = 32
+    clip: Clip | None = None
     needs: ClassVar[frozenset[str]] = frozenset({HESSIAN})
 
     def __post_init__(self) -> None:
@@ -106,6 +108,8 @@ class Columns(Rounding):
             raise ValueError("compat='reference' is about dynamic groups: it needs static_groups=False")
         if not self.damp > 0:
             raise ValueError(f"damp must be positive, not {self.damp}")
+        if self.clip is not None and self.static_groups:
+            raise ValueError("clip is of dynamic groups: it needs static_groups=False; static ones come from a grid")
         if self.block < 1:
             raise ValueError(f"block must be at least 1, not {self.block}")
 
@@ -163,7 +167,7 @@ class Columns(Rounding):
         if self.static_groups:
             codes, loss = _static(work, upper, scheme, params, order, self.block)
         else:
-            codes, loss, params = _dynamic(work, upper, scheme, params, self.block, self.compat == "reference")
+            codes, loss, params = _dynamic(work, upper, scheme, params, self.clip or scheme.clip, self.block, self.compat == "reference")
         natural = torch.empty_like(codes)
         natural[:, order] = codes
         return Rounded(QTensor.from_codes(natural, params, scheme, (outputs, features)), loss=loss, damp=damp)
@@ -185,7 +189,7 @@ def _static(
 
 
 def _dynamic(
-    work: Tensor, factor: Tensor, scheme: Scheme, params: Params, block: int, stale: bool
+    work: Tensor, factor: Tensor, scheme: Scheme, params: Params, clip: Clip | None, block: int, stale: bool
 ) -> tuple[Tensor, float, Params]:
     """Each group's grid is fitted from the weights as updated by all columns before it, when its first column is reached."""
     group_of = scheme.column_groups(work.shape[1])
@@ -193,11 +197,11 @@ def _dynamic(
     fitted: dict[str, list[Tensor]] = {}
 
     def fit(columns: Tensor) -> Mapping[str, Tensor]:
-        if scheme.clip is None:
+        if clip is None:
             found = scheme.format.fit(columns, shared or None)
         else:
             blocks = columns[:, None, :]
-            searched = clip_search(blocks, scheme.format, scheme.clip, shared=shared or None)
+            searched = clip_search(blocks, scheme.format, clip, shared=shared or None)
             found = {k: v if v.dim() == 0 else v[:, 0] for k, v in searched.items()}
         for key, value in found.items():
             if value.dim():

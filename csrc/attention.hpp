@@ -5,7 +5,7 @@
 // features, a row's softmax runs over the second cache, and the products with the values again in registers. So a call reads Q, K, V and
 // writes O once, in one parallel region; about T^2 (d + e) / 2 multiply-adds and T^2 / 2 exponentials a head.
 //
-// Only processors with AVX512_BF16 have this kernel. On others torch's products over pieces of queries (dither/kernels/attention.py) do as well.
+// Only processors with AVX512_BF16 have this kernel; on others the torch reference runs (dither/kernels/attention_reference.py).
 #pragma once
 
 #include <cstdint>

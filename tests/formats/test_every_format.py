@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -138,6 +139,15 @@ def regular(fmt: Format, params: Params) -> Tensor:
     return good[:, None]
 
 
+def drawn(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A property of every family, on so many drawn blocks."""
+
+    def wrap(test: Callable[..., None]) -> Callable[..., None]:
+        return EVERY(settings(max_examples=examples, deadline=None)(given(data=st.data())(test)))  # type: ignore[no-any-return]
+
+    return wrap
+
+
 def test_every_kind_is_here() -> None:
     assert {type(f) for family in FAMILIES.values() for f in family} == set(FORMATS.values())
     assert len(STORED) == len(set(STORED)) == 608
@@ -167,9 +177,7 @@ def test_odd_blocks(family: str) -> None:
             assert bool(torch.isfinite(y).all()) and (any(block) or not bool(y.any())), (fmt, block)
 
 
-@EVERY
-@settings(max_examples=30, deadline=None)
-@given(data=st.data())
+@drawn(30)
 def test_decoding_is_the_definition(family: str, data: st.DataObject) -> None:
     fmt, x = draw(data, family)
     params = fmt.fit(x)
@@ -180,9 +188,7 @@ def test_decoding_is_the_definition(family: str, data: st.DataObject) -> None:
     assert bool(((decoded.double() - wanted).abs() <= slack).all())
 
 
-@EVERY
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
+@drawn(60)
 def test_nearest_idempotent_monotone(family: str, data: st.DataObject) -> None:
     fmt, x = draw(data, family)
     params = fmt.fit(x)
@@ -205,9 +211,7 @@ def test_nearest_idempotent_monotone(family: str, data: st.DataObject) -> None:
     assert not bool(rounded[x.eq(0).all(-1)].any())  # blocks of zeros stay zero
 
 
-@EVERY
-@settings(max_examples=30, deadline=None)
-@given(data=st.data())
+@drawn(30)
 def test_the_min_max_grid_spans_its_block(family: str, data: st.DataObject) -> None:
     """No error is larger than the widest gap between levels, but for what the storage of scales and offsets loses at the ends."""
     fmt, x = draw(data, family, unit)
@@ -233,9 +237,7 @@ def test_powers_of_two_pass_through(family: str, data: st.DataObject, power: int
     assert torch.equal((fmt.quantize(x, params) * c)[defined], fmt.quantize(x * c, scaled)[defined])
 
 
-@EVERY
-@settings(max_examples=30, deadline=None)
-@given(data=st.data())
+@drawn(30)
 def test_signs(family: str, data: st.DataObject) -> None:
     """What turning all values round does to the result, where that is defined."""
     fmt, x = draw(data, family)

@@ -102,8 +102,8 @@ def run(claim: Claim, *, seeds: Sequence[int] | None = None, say: Say = print, f
 
 
 class _Kept:
-    """Figures of finished seeds on disk, for as long as no record holds them: ``folder/NAME.seeds.json``. Those of another version of the claim
-    or of another machine's software are passed over."""
+    """Figures of finished seeds on disk, for as long as no record holds them: ``folder/NAME.seeds.json``. Those of another work, other tests
+    or other software are passed over; a change of the code alone is not seen."""
 
     def __init__(self, claim: Claim, folder: Path | None) -> None:
         from dither.quant.machine import machine

@@ -164,7 +164,7 @@ def _rebuilt(source: Source, model: nn.Module, shared: Sequence[str]) -> Callabl
         return lambda name, first: True
     try:
         fresh = skeleton.build(source.config, skeleton.auto_class(source.config), "sdpa", torch.float32)
-    except Exception:  # whatever a configuration of the user's own lacks
+    except (ModelError, ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError):  # what a configuration by hand may lack
         return lambda name, first: name in declared and first in declared
     owner = {name: places[0][0] for _, places in _places(fresh) for name, _ in places}
     return lambda name, first: owner[name] == owner.get(first) if name in owner else None

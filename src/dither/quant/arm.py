@@ -98,7 +98,7 @@ def _listen(child: subprocess.Popen[str], job: Job, log: Path, follow: Follow, c
 
 def main() -> None:
     """The child."""
-    process.prepare_for_long_work()
+    process.prepare_for_long_work()  # but for what torch read when it loaded: that is in the environment which `start` gave
     job = Job(**json.load(sys.stdin))
     _die_with(job.parent)
     with _messages() as out:

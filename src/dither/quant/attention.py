@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from dither.kernels import causal_attention
 
-SHORT = 128  # tokens up to which torch's kernel is as cheap
+SHORT = 128  # tokens of sequences that are left to torch: their attention is a small part of a block's work
 
 
 @contextmanager

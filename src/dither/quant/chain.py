@@ -34,6 +34,20 @@ def block_chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
     return blocks if outside - _head(model) <= 0.02 * total else None
 
 
+def every_block(model: nn.Module) -> list[str]:
+    """Names of the blocks of the chain; none where there is no chain. Blocks that stand in the list several times count under their first name if
+    the whole list is repeated (they are one block, called again and again), else under all."""
+    names = [name for name, _ in block_chain(model) or ()]
+    if not names:
+        return names
+    path = names[0].rpartition(".")[0]
+    listed = model.get_submodule(path)._modules
+    order = [id(block) for block in listed.values()]
+    if order == order[: len(names)] * (len(order) // len(names)):
+        return names
+    return [f"{path}.{key}" if path else key for key in listed]
+
+
 def _one_width(blocks: Iterable[nn.Module]) -> bool:
     """Whether the factors of norms (vectors called weight) have one size in all blocks that have them."""
     sizes: dict[str, torch.Size] = {}

@@ -70,8 +70,8 @@ class OutputClip(Grid):
 
     Written as ``d^T G d`` with the group's Gram matrix ``G = mean x x^T``: equal, and no token is touched again. ``grid`` and
     ``shrink`` are the paper's code: 20 steps, of which the first half is tried. ``mode="absolute"`` is the paper's code too: weights are clamped
-    to +-c, c = max |w| (1 - i / 20). The default shrinks both ends of the range alike, which leaves less output error where weights are rounded to
-    nearest. ``spare_attention``: layers
+    to +-c, c = max |w| (1 - i / 20). The default shrinks both ends of the range alike, which left less output error on smollm2
+    where weights were rounded to nearest. ``spare_attention``: layers
     that feed the attention logits (q and k) keep their full range, since softmax turns their largest products into decisions.
     ``guard``: search on every other kept input, and keep the full range of a layer whose output error on the rest does not fall.
     """
@@ -94,7 +94,8 @@ class OutputClip(Grid):
             full = scheme.fit(weight)
             kept = min(full, clipped, key=lambda p: float((unseen @ (scheme.quantize(weight, p) - weight).T).square().sum()))
             return kept
-        return scheme.fit(weight, gram=statistics.gram_blocks(size), weight=statistics.power(), clip=clip)
+        gram = statistics.derived(("gram", size), lambda: statistics.gram_blocks(size))  # layers that read one tensor share it
+        return scheme.fit(weight, gram=gram, weight=statistics.power(), clip=clip)
 
 
 __all__ = ["MinMax", "OutputClip", "PowerClip", "clip_search", "torch"]

@@ -25,7 +25,7 @@ from dither.graph import Layer, Site, Structure
 from dither.quant.assemble import assemble, restore
 from dither.quant.attention_inputs import Attention
 from dither.quant.calibration import floats_as, sample_count, token_sample
-from dither.quant.chain import block_chain
+from dither.quant.chain import block_chain, every_block
 from dither.quant.checkpoint import finish, quantization_config
 from dither.quant.inputs import InputQuant
 from dither.quant.outcome import Event, LayerReport, Report, peak_memory
@@ -129,7 +129,7 @@ class Job:
     def _separate(self) -> nn.Module:
         """The skeleton of the source, which from here on has tensors of their own under names that cannot share one (`models.sharing`)."""
         original, skeleton = self.source, self.source.skeleton()
-        while (shares := models.find_shares(original, skeleton, _every_block(skeleton))).apart:  # a model of fewer ties may have another chain
+        while (shares := models.find_shares(original, skeleton, every_block(skeleton))).apart:  # a model of fewer ties may have another chain
             self.apart |= {name: self.apart.get(first, first) for name, first in shares.apart.items()}
             self.source = models.UntiedSource(original, self.apart)
             skeleton = self.source.skeleton()
@@ -491,20 +491,6 @@ class Job:
         """A layer's name in the float model, where the layer may have been turned (`online.Turned`)."""
         owner = name.rpartition(".")[0]
         return owner if owner in self.turns else name
-
-
-def _every_block(model: nn.Module) -> list[str]:
-    """Names of the blocks by which the model is streamed; none where it is handled whole. Blocks that stand in the list several times count under
-    their first name if the whole list is repeated (they are one block, called again and again), else under all."""
-    names = [name for name, _ in block_chain(model) or ()]
-    if not names:
-        return names
-    path = names[0].rpartition(".")[0]
-    listed = model.get_submodule(path)._modules
-    order = [id(block) for block in listed.values()]
-    if order == order[: len(names)] * (len(order) // len(names)):
-        return names
-    return [_join(path, key) for key in listed]
 
 
 def _attention(units: Sequence[Unit]) -> Attention:

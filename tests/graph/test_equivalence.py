@@ -88,6 +88,7 @@ ROTATED = {
     "mixtral",
     "qwen2-moe",
     "qwen3-moe",
+    "gpt-oss",
     "gpt2",
     "gpt-neox",
     "opt",

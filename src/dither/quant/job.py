@@ -32,6 +32,7 @@ from dither.quant.outcome import Event, LayerReport, Report, peak_memory
 from dither.quant.parts import BlockRounding, BlockView, ModelView, Rounded, Task
 from dither.quant.recipe import Recipe
 from dither.quant.rounding.nearest import nearest
+from dither.quant.slices import Place, Slices, is_separable, places, slice_count
 from dither.quant.statistics import HESSIAN, Statistics
 from dither.quant.store import Store
 from dither.quant.streams import Streams, float_pass, padding_mask, rounded_pass, shorten
@@ -268,14 +269,14 @@ class Job:
             check_attention(module)
         unit = Unit(name)
         schemes = self._schemes(name, module, structure, unit.notes)
-        groups = structure.groups(schemes)
+        at = places(structure, module, schemes)
         view = BlockView(i, name or "model", module, structure, {}, schemes, self.compute, {}, self.seed, samples=sample_count(self.batches))
         title = view.name  # not ``view`` itself: a view that held itself would keep its activations until Python's collector runs
         view.say = lambda what: self.progress(Event(i, self.blocks, f"{title}: {what}", memory=peak_memory()))
         if recipe.grid.spare_attention:
             view.spared = structure.attention_logit_layers
         if self._uses_float:
-            self._float(view, groups, streams, i)
+            self._float(view, at, streams, i)
             for transform in recipe.transforms:
                 transform.apply(view)
             unit.sites += view.findings
@@ -289,17 +290,17 @@ class Job:
         self._settle(name, module, structure, schemes)
 
         if isinstance(recipe.rounding, BlockRounding):
-            self._reconstructed(unit, view, groups, streams, i, recipe.rounding)
+            self._reconstructed(unit, view, streams, i, recipe.rounding)
         elif self._uses_rounded:
-            self._rounded(unit, view, groups, streams, i)
+            self._rounded(unit, view, at, streams, i)
         elif recipe.rounding.needs:
-            for names in groups:
-                statistics = view.statistics.get(names[0])
-                for n, rounded in zip(names, self._together(view, names, statistics), strict=True):
-                    self._round(unit, view, structure.layer(n), statistics, rounded)
+            for names in structure.groups(schemes):
+                if (statistics := view.statistics.get(names[0])) is not None:
+                    for n, rounded in zip(names, self._together(view, names, statistics), strict=True):
+                        self._round(unit, view, structure.layer(n), statistics, rounded)
         for layer in structure.layers:
             if layer.name in schemes and _join(name, layer.parameter) not in unit.replaced:
-                self._round(unit, view, layer, view.statistics.get(layer.name))
+                self._round_alone(unit, view, layer)
         for n, tensor in _state(module):
             full = _join(name, n)
             if full not in unit.replaced and full not in self.source.tied:
@@ -315,7 +316,7 @@ class Job:
         original = self.source.original if isinstance(self.source, models.RewrittenSource) else self.source
         return getattr(view.module.get_submodule(layer.name), "bias", None) is not None and not original.has(f"{name}.bias")
 
-    def _float(self, view: BlockView, groups: Sequence[Sequence[str]], streams: Streams, i: int) -> None:
+    def _float(self, view: BlockView, at: Sequence[Place], streams: Streams, i: int) -> None:
         """Statistics, and the arguments of the modules that transforms search on, from the float model's activations."""
         recipe = self.recipe
         needs = frozenset().union(
@@ -328,43 +329,90 @@ class Job:
         calls = streams.calls(i, streams.float)
         if any(t.uses_calls for t in recipe.transforms):
             view.float_calls = calls
-        streams.float = float_pass(view, runner, calls, groups, needs, sorted(captured), tokens)
+        streams.float = float_pass(view, runner, calls, at, needs, sorted(captured), tokens)
         models.empty(runner)
 
-    def _rounded(self, unit: Unit, view: BlockView, groups: Sequence[Sequence[str]], streams: Streams, i: int) -> None:
-        """Round group by group on the activations of the model as rounded so far."""
+    def _rounded(self, unit: Unit, view: BlockView, at: Sequence[Place], streams: Streams, i: int) -> None:
+        """Round place by place on the activations of the model as rounded so far."""
         needs = self.recipe.rounding.needs | self.recipe.grid.needs
         runner = copy.deepcopy(view.module).to(self.compute)
+        sliced: dict[str, Slices] = {}
 
-        def on_group(names: Sequence[str], statistics: Statistics) -> None:
-            for n, rounded in zip(names, self._together(view, names, statistics), strict=True):
-                layer = view.structure.layer(n)
-                layer.write(runner, self._round(unit, view, layer, statistics, rounded))
+        def on_place(place: Place, statistics: list[Statistics]) -> None:
+            if place.expert is None and len(statistics) == 1:
+                for n, rounded in zip(place.layers, self._together(view, place.layers, statistics[0]), strict=True):
+                    layer = view.structure.layer(n)
+                    layer.write(runner, self._round(unit, view, layer, statistics[0], rounded))
+                return
+            for layer in map(view.structure.layer, place.layers):
+                if layer.name not in sliced:
+                    sliced[layer.name] = self._slices(view, layer)
+                for k, seen in enumerate(statistics, place.expert or 0):
+                    decoded = self._round_slice(view, layer, sliced[layer.name], k, seen)
+                    if place.expert is not None:
+                        layer.matrix(runner)[k] = decoded
+                if place.expert is None:  # a grouped convolution: all of it was seen
+                    layer.write(runner, self._joined(unit, view, layer, sliced.pop(layer.name)))
 
         calls = streams.calls(i, streams.rounded)
-        outputs = rounded_pass(unit.name, runner, calls, groups, needs, on_group)
-        late = [
-            x
-            for x in view.structure.layers
-            if x.name in view.schemes and _join(unit.name, x.parameter) not in unit.replaced
-        ]
-        for layer in late:  # never entered as a module (stacks of experts), or by no batch
-            layer.write(runner, self._round(unit, view, layer, None))
+        outputs = rounded_pass(view, runner, calls, at, needs, on_place)
+        late = False
+        for layer in view.structure.layers:
+            if layer.name not in view.schemes or _join(unit.name, layer.parameter) in unit.replaced:
+                continue
+            if layer.name in sliced:
+                layer.write(runner, self._joined(unit, view, layer, sliced[layer.name]))
+            else:  # entered by no batch, or not seen as what it is
+                late = True
+                layer.write(runner, self._round_alone(unit, view, layer))
         streams.rounded = run(runner, calls) if late else outputs
         models.empty(runner)
 
-    def _reconstructed(
-        self, unit: Unit, view: BlockView, groups: Sequence[Sequence[str]], streams: Streams, i: int, part: BlockRounding
-    ) -> None:
+    def _round_alone(self, unit: Unit, view: BlockView, layer: Layer) -> Tensor:
+        """Round a layer with what the float pass has seen of it, if anything; as `_round`."""
+        if layer.name in view.slices:
+            slices = self._slices(view, layer)
+            for k, statistics in view.slices[layer.name].items():
+                self._round_slice(view, layer, slices, k, statistics)
+            return self._joined(unit, view, layer, slices)
+        decoded = self._round(unit, view, layer, view.statistics.get(layer.name))
+        row, scheme = unit.layers[-1], view.schemes[layer.name]
+        if row.fallback is not None and slice_count(layer, view.module) > 1 and not is_separable(scheme):
+            row.fallback += f" ({scheme} does not let its slices, which have inputs of their own, be rounded apart)"
+        return decoded
+
+    def _slices(self, view: BlockView, layer: Layer) -> Slices:
+        return Slices(layer.flat(view.module), view.schemes[layer.name], slice_count(layer, view.module))
+
+    def _round_slice(self, view: BlockView, layer: Layer, slices: Slices, k: int, statistics: Statistics | None) -> Tensor:
+        """Round slice k of a layer; returns its decoded values ``[O / slices, I]``."""
+        return slices.put(k, self._rounding(view, layer, slices.weight[k], statistics), statistics)
+
+    def _joined(self, unit: Unit, view: BlockView, layer: Layer, slices: Slices) -> Tensor:
+        """Record a layer whose slices were rounded apart (those nobody saw are now); as `_round`."""
+        rounded = slices.joined(lambda weight: self._rounding(view, layer, weight, None))
+        decoded = self._round(unit, view, layer, None, rounded)
+        unit.layers[-1].tokens, unit.layers[-1].output_error = slices.tokens, slices.output_error
+        return decoded
+
+    def _rounding(self, view: BlockView, layer: Layer, weight: Tensor, statistics: Statistics | None) -> Rounded:
+        """What the rounding makes of a layer's ``weight [O, I]``, or of a slice of it."""
+        scheme, rounding = view.schemes[layer.name], self.recipe.rounding
+        grid = self._grid(view, layer, weight, statistics)
+        if layer.kind == "linear" or statistics is None:
+            return rounding.round(weight, scheme, grid, statistics)
+        return rounding.round_together([Task(weight, scheme, grid, is_linear=False)], statistics)[0]
+
+    def _reconstructed(self, unit: Unit, view: BlockView, streams: Streams, i: int, part: BlockRounding) -> None:
         """Round the block's layers together, so that on the activations of the model as rounded so far it returns what the float block returns
         in the float model."""
         assert streams.float is not None
         calls, targets = streams.calls(i, streams.rounded), streams.float
-        layers = [view.structure.layer(n) for names in groups for n in names]
-        params = {layer.name: self._grid(view, layer, view.statistics.get(layer.name)) for layer in layers}
+        layers = [view.structure.layer(n) for names in view.structure.groups(view.schemes) for n in names]
+        params = {x.name: self._grid(view, x, x.flat(view.module), view.statistics.get(x.name)) for x in layers}
         for layer in view.structure.layers:  # not called as modules (stacks of experts): first, so that the others make up for them
             if layer.name in view.schemes and layer.name not in params:
-                layer.write(view.module, self._round(unit, view, layer, None))
+                layer.write(view.module, self._round_alone(unit, view, layer))
         found = part.reconstruct(view, calls, targets, params) if params else {}
         runner = copy.deepcopy(view.module).to(self.compute)
         for layer in layers:
@@ -372,20 +420,21 @@ class Job:
         streams.rounded = run(runner, calls)
         models.empty(runner)
 
-    def _grid(self, view: BlockView, layer: Layer, statistics: Statistics | None) -> Params:
-        """The layer's grid; empty where its scheme is none."""
+    def _grid(self, view: BlockView, layer: Layer, weight: Tensor, statistics: Statistics | None) -> Params:
+        """The grid of a layer's ``weight [O, I]``, or of a slice of it; empty where its scheme is none."""
         scheme = view.schemes[layer.name]
         if not isinstance(scheme, Scheme):
             return {}
-        flat = self.recipe.rounding.aimed_at(layer.flat(view.module), statistics)
+        flat = self.recipe.rounding.aimed_at(weight, statistics)
         return scheme.fit(flat) if layer.name in view.spared else self.recipe.grid.fit(flat, scheme, statistics)
 
     def _together(self, view: BlockView, names: Sequence[str], statistics: Statistics | None) -> list[Rounded]:
         """What the rounding makes of the layers that read one tensor."""
-        layers = [view.structure.layer(n) for n in names]
-        tasks = [
-            Task(x.flat(view.module), view.schemes[x.name], self._grid(view, x, statistics), x.kind == "linear") for x in layers
-        ]
+        tasks = []
+        for layer in map(view.structure.layer, names):
+            weight = layer.flat(view.module)
+            grid = self._grid(view, layer, weight, statistics)
+            tasks.append(Task(weight, view.schemes[layer.name], grid, layer.kind == "linear"))
         return self.recipe.rounding.round_together(tasks, statistics)
 
     def _round(
@@ -393,9 +442,9 @@ class Job:
     ) -> Tensor:
         """Grid, then codes, of one layer (or what a block rounding made of it); records them in ``unit`` and returns the decoded weight in the
         layer's matrix shape."""
-        scheme, flat = view.schemes[layer.name], layer.flat(view.module)
+        flat = layer.flat(view.module)
         if rounded is None:
-            rounded = self.recipe.rounding.round(flat, scheme, self._grid(view, layer, statistics), statistics)
+            rounded = self._rounding(view, layer, flat, statistics)
         decoded = rounded.tensor.dequantize(torch.float32)
         row = self._row(_join(unit.name, layer.name), view.index, flat, rounded.tensor.scheme, statistics)
         row.loss, row.damp, row.fallback, row.facts = rounded.loss, rounded.damp, rounded.fallback, rounded.facts

@@ -56,14 +56,25 @@ class LayerReport:
         """Fill in the errors of ``decoded [O, I]`` against ``weight [O, I]``. ``judged_in``: the type of the products with kept inputs."""
         difference = decoded - weight
         self.weight_error = _ratio(float(difference.square().sum()), float(weight.square().sum()))
-        if statistics is None or statistics.tokens == 0:
-            return
-        if statistics.has_hessian:
-            self.output_error = _ratio(_power(difference, statistics.hessian), _power(weight, statistics.hessian))
-        elif ROWS in statistics.needs:
-            rows = statistics.rows[:: -(-len(statistics.rows) // JUDGED_ROWS)].to(judged_in)
-            noise, signal = (float((rows @ m.to(judged_in).T).float().square().sum()) for m in (difference, weight))
-            self.output_error = _ratio(noise, signal)
+        if statistics is not None and (measured := powers(weight, decoded, statistics, judged_in)) is not None:
+            self.output_error = _ratio(*measured)
+
+
+def powers(
+    weight: Tensor, decoded: Tensor, statistics: Statistics, judged_in: torch.dtype = torch.float32
+) -> tuple[float, float] | None:
+    """The power of what a layer's output lost, and of the output: ``tr(D H D^T)`` and ``tr(W H W^T)``, or their estimate from kept inputs. None
+    where the statistics do not tell."""
+    if statistics.tokens == 0:
+        return None
+    difference = decoded - weight
+    if statistics.has_hessian:
+        return _power(difference, statistics.hessian), _power(weight, statistics.hessian)
+    if ROWS in statistics.needs:
+        rows = statistics.rows[:: -(-len(statistics.rows) // JUDGED_ROWS)].to(judged_in)
+        noise, signal = (float((rows @ m.to(judged_in).T).float().square().sum()) for m in (difference, weight))
+        return noise, signal
+    return None
 
 
 def _power(matrix: Tensor, hessian: Tensor) -> float:

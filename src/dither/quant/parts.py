@@ -158,6 +158,7 @@ class BlockView:
     notes: list[str] = field(default_factory=list)
     float_calls: list[Call] = field(default_factory=list)
     samples: int = 0  # sequences or images of the calibration data
+    slices: dict[str, dict[int, Statistics]] = field(default_factory=dict)  # of layers whose slices have inputs of their own, by slice
     inputs: dict[str, InputQuant] = field(default_factory=dict)  # by layer name
     attention: dict[str, dict[str, InputQuant]] = field(default_factory=dict)  # by module name, by operand
     say: Callable[[str], None] = lambda what: None  # progress within the block, in a few words

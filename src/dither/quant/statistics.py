@@ -138,9 +138,10 @@ class Statistics:
         return self._derived[key]  # type: ignore[return-value]
 
     def rescale(self, scale: Tensor) -> None:
-        """Account for a scale ``s [I]`` folded in front of the layer: from now on the statistics are those of ``x / s``."""
+        """Account for a scale ``s [I]`` folded in front of the layer: from now on the statistics are those of ``x / s``. A convolution takes
+        ``[C]``, one for each of its channels."""
         self._derived.clear()
-        inverse = 1 / scale
+        inverse = 1 / self._by_column(scale)
         if self._gram is not None:
             gram = self.hessian
             gram *= inverse.double()
@@ -154,9 +155,11 @@ class Statistics:
         self._rows = [rows * inverse for rows in self._rows]
 
     def shift(self, delta: Tensor) -> None:
-        """Account for a shift ``delta [I]`` folded in front of the layer: from now on the statistics are those of ``x - delta``. Magnitudes are
-        forgotten, since they do not follow from those of x. KeyError where there is a Hessian and the mean was not asked for."""
+        """Account for a shift ``delta [I]`` (``[C]`` of a convolution) folded in front of the layer: from now on the statistics are those of
+        ``x - delta``. Magnitudes are forgotten, since they do not follow from those of x. KeyError where there is a Hessian and the mean was
+        not asked for."""
         self._derived.clear()
+        delta = self._by_column(delta)
         d = delta.double()
         if self._gram is not None:
             if self._sum is None:
@@ -167,6 +170,10 @@ class Statistics:
             self._sum = self._sum - self.tokens * d
         self._sum_abs = self._max_abs = None
         self._rows = [rows - delta for rows in self._rows]
+
+    def _by_column(self, values: Tensor) -> Tensor:
+        """``[C]`` -> ``[I]``: patches of a convolution hold the k places under its kernel channel by channel."""
+        return values.repeat_interleave(self.features // values.numel())
 
     def gram_blocks(self, group_size: int) -> list[Tensor]:
         """The diagonal blocks ``G_k = sum_t x_k x_k^T / T`` of the groups: ``[G, n, n]`` float32 of the full groups, ``[1, r, r]`` of a shorter
@@ -210,23 +217,33 @@ def _groups(features: int, size: int) -> Iterator[tuple[int, int, int]]:
 
 
 def layer_input(module: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """The rows ``[T, I]`` that a layer multiplies its flattened weight with.
-
-    Linear: the tokens that ``mask [B, T]`` keeps. Convolutions: unfolded patches ``[positions, C*k...]`` of group 0's layout
-    (only ``groups == 1`` is unfolded here; the engine rounds other convolutions without statistics).
-    """
+    """The rows ``[T, I]`` that a layer multiplies its flattened weight with: of a linear layer the tokens that ``mask [B, T]`` keeps, of a
+    convolution (of one group) the unfolded patches ``[positions, C * k...]``."""
     if isinstance(module, nn.Conv1d | nn.Conv2d):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        batched = x.dim() == len(module.kernel_size) + 2
-        x = nn.functional.pad(x if batched else x[None], module._reversed_padding_repeated_twice, mode=mode)
-        flat = isinstance(module, nn.Conv1d)  # unfolded as an image of one row
-
-        def both(size: tuple[int, ...]) -> tuple[int, ...]:
-            return (1, *size) if flat else size
-
-        x = x.unsqueeze(2) if flat else x
-        columns = nn.functional.unfold(x, both(module.kernel_size), dilation=both(module.dilation), stride=both(module.stride))
-        return columns.transpose(1, 2).reshape(-1, columns.shape[1])  # from (B, C*k, positions)
+        return _patches(module, x).flatten(0, 1)
     if mask is not None and x.shape[: mask.dim()] == mask.shape:
         return x[mask]
     return x.reshape(-1, x.shape[-1])
+
+
+def slice_inputs(module: nn.Module, x: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """The rows ``[T, I]`` that each slice of a layer's weight is multiplied with: a grouped convolution has one a group, any other layer one."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups > 1:
+        patches = _patches(module, x)  # channel by channel, so group by group
+        return [part.flatten(0, 1) for part in patches.chunk(module.groups, -1)]
+    return [layer_input(module, x, mask)]
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """``[B, positions, C * k...]``: what lies under the kernel at each position."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    batched = x.dim() == len(module.kernel_size) + 2
+    x = nn.functional.pad(x if batched else x[None], module._reversed_padding_repeated_twice, mode=mode)
+    flat = isinstance(module, nn.Conv1d)  # unfolded as an image of one row
+
+    def both(size: tuple[int, ...]) -> tuple[int, ...]:
+        return (1, *size) if flat else size
+
+    x = x.unsqueeze(2) if flat else x
+    columns = nn.functional.unfold(x, both(module.kernel_size), dilation=both(module.dilation), stride=both(module.stride))
+    return columns.transpose(1, 2)  # from (B, C * k, positions)

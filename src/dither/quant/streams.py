@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dither.graph import Layer
+from dither.quant.experts import opened
 from dither.quant.parts import BlockView
-from dither.quant.statistics import Statistics, layer_input
-from dither.quant.walker import Call, run, run_paused
+from dither.quant.slices import Place
+from dither.quant.statistics import Statistics, slice_inputs
+from dither.quant.walker import Call, mask_at_work, run, run_paused
 
 SEARCH_PIECE = 512  # tokens kept of one batch, at least one row (a sequence, an image)
 
@@ -44,32 +47,36 @@ def float_pass(
     view: BlockView,
     runner: nn.Module,
     calls: list[Call],
-    groups: Sequence[Sequence[str]],
+    places: Sequence[Place],
     needs: frozenset[str],
     captured: Sequence[str],
     capture_tokens: int,
 ) -> list[Tensor]:
-    """Run the float block over its stream; fill ``view.statistics`` and ``view.search_calls``. Returns the block's outputs.
+    """Run the float block over its stream; fill ``view.statistics``, ``view.slices`` and ``view.search_calls``. Returns the block's outputs.
 
     ``captured`` names the submodules whose arguments are kept, for the first ``capture_tokens`` tokens.
     """
     handles = []
     current: list[Call] = []
-    for names in groups:
-        module = runner.get_submodule(names[0])
-        shared: list[Statistics] = []
 
-        def gather(
-            module: nn.Module, args: tuple[Any, ...], names: Sequence[str] = names, shared: list[Statistics] = shared
-        ) -> None:
-            rows = layer_input(module, args[0], current[0].mask)
-            if not shared:
-                shared.append(Statistics(rows.shape[-1], needs))
-                view.statistics.update(dict.fromkeys(names, shared[0]))
-            with named(f"{view.name}.{names[0]}"):
-                shared[0].update(rows)
+    def gather(place: Place) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        gathered: list[Statistics] = []
 
-        handles.append(module.register_forward_pre_hook(gather))
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            rows = slice_inputs(module, args[0], current[0].mask)
+            if not gathered:
+                gathered.extend(Statistics(x.shape[-1], needs) for x in rows)
+                if place.expert is None and len(rows) == 1:
+                    view.statistics.update(dict.fromkeys(place.layers, gathered[0]))
+                else:
+                    for layer in place.layers:
+                        view.slices.setdefault(layer, {}).update(enumerate(gathered, place.expert or 0))
+            with named(f"{view.name}.{place.layers[0]}"):
+                for statistics, x in zip(gathered, rows, strict=True):
+                    statistics.update(x)
+
+        return hook
+
     for name in captured:
         kept = view.search_calls.setdefault(name, [])
         if name == "":
@@ -84,45 +91,59 @@ def float_pass(
 
         handles.append(runner.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True))
     outputs = []
-    try:
-        for call in calls:
-            current[:] = [call]
-            outputs += run(runner, [call])
-    finally:
-        for handle in handles:
-            handle.remove()
-    for names in groups:
-        if names[0] in view.statistics:
-            with named(f"{view.name}.{names[0]}"):
-                view.statistics[names[0]].check()
+    with opened(runner, _stacks(view, places), lambda: current[0].mask) as experts:
+        for place in places:
+            handles.append(place.modules(runner, experts)[0].register_forward_pre_hook(gather(place)))
+        try:
+            for call in calls:
+                current[:] = [call]
+                outputs += run(runner, [call])
+        finally:
+            for handle in handles:
+                handle.remove()
+    every = {name: [statistics] for name, statistics in view.statistics.items()}
+    for name, gathered in (every | {name: list(found.values()) for name, found in view.slices.items()}).items():
+        with named(f"{view.name}.{name}"):
+            for statistics in gathered:
+                statistics.check()
     return outputs
 
 
 def rounded_pass(
-    name: str,
+    view: BlockView,
     runner: nn.Module,
     calls: list[Call],
-    groups: Sequence[Sequence[str]],
+    places: Sequence[Place],
     needs: frozenset[str],
-    on_group: Callable[[Sequence[str], Statistics], None],
+    on_place: Callable[[Place, list[Statistics]], None],
 ) -> list[Tensor]:
-    """Run the block over the rounded stream, pausing at each group of layers; ``on_group(names, statistics)`` rounds them."""
-    modules = [[runner.get_submodule(n) for n in names] for names in groups]
-    statistics: dict[int, Statistics] = {}
+    """Run the block over the rounded stream, pausing at each place; ``on_place(place, statistics)`` rounds its layers there, given what each of
+    their slices reads (most layers have one)."""
+    gathered: dict[int, list[Statistics]] = {}
 
-    def on_input(g: int, module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
-        rows = layer_input(module, x, mask)
-        if g not in statistics:
-            statistics[g] = Statistics(rows.shape[-1], needs)
-        with named(f"{name}.{groups[g][0]}"):
-            statistics[g].update(rows)
+    def on_input(p: int, module: nn.Module, x: Tensor, mask: Tensor | None) -> None:
+        rows = slice_inputs(module, x, mask)
+        if p not in gathered:
+            gathered[p] = [Statistics(part.shape[-1], needs) for part in rows]
+        with named(f"{view.name}.{places[p].layers[0]}"):
+            for statistics, part in zip(gathered[p], rows, strict=True):
+                statistics.update(part)
 
-    def on_ready(g: int) -> None:
-        with named(f"{name}.{groups[g][0]}"):
-            statistics[g].check()
-        on_group(groups[g], statistics.pop(g))
+    def on_ready(p: int) -> None:
+        found = gathered.pop(p)
+        with named(f"{view.name}.{places[p].layers[0]}"):
+            for statistics in found:
+                statistics.check()
+        on_place(places[p], found)
 
-    return run_paused(runner, calls, modules, on_input, on_ready)
+    with opened(runner, _stacks(view, places), mask_at_work) as experts:
+        modules = [place.modules(runner, experts) for place in places]
+        return run_paused(runner, calls, modules, on_input, on_ready)
+
+
+def _stacks(view: BlockView, places: Sequence[Place]) -> list[Layer]:
+    """The stacks of experts whose slices are places."""
+    return [view.structure.layer(n) for n in dict.fromkeys(n for place in places if place.expert is not None for n in place.layers)]
 
 
 @contextmanager

@@ -169,6 +169,12 @@ def run(block: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
         return [hidden(block(*call.args, **call.kwargs)) for call in calls]
 
 
+def mask_at_work() -> Tensor | None:
+    """Which tokens are real in the call that `run_paused` is running just now; None: all."""
+    call: Call | None = getattr(getcurrent(), "call", None)
+    return None if call is None else call.mask
+
+
 def run_paused(
     block: nn.Module,
     calls: Sequence[Call],
@@ -178,9 +184,10 @@ def run_paused(
 ) -> list[Tensor]:
     """Run every call through the block, pausing in front of each group of layers until all inputs of the group are seen.
 
-    ``groups[g]`` are modules that read one tensor, in call order. ``on_input(g, module, x, mask)`` is called with each batch's
-    input of the group, ``on_ready(g)`` once the group has them all: there the caller changes the layers' weights. A batch
-    that reaches a group after it was closed (a branch not taken by the others) runs through it without being counted.
+    ``groups[g]`` are modules that read one tensor, in call order; they need not lie in the block (`experts.opened`).
+    ``on_input(g, module, x, mask)`` is called with each batch's input of the group, ``on_ready(g)`` once the group has them all: there the
+    caller changes the layers' weights. A batch that reaches a group after it was closed (a branch not taken by the others) runs through it
+    without being counted.
     """
     done: set[int] = set()
     handles = []

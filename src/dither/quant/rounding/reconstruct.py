@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from dither.graph import Layer
 from dither.quant.attention import cheap_attention
 from dither.quant.linear import as_stored
 from dither.quant.parts import BlockRounding, BlockView, Rounded
+from dither.quant.rounding.columns import Columns
 from dither.quant.rounding.flexround import Division
 from dither.quant.rounding.learned import check_knobs, movement, started
 from dither.quant.rounding.nearest import nearest
@@ -73,7 +74,11 @@ class Reconstruct(BlockRounding):
         return self.soft.refuses(scheme)
 
     def round(self, weight: Tensor, scheme: Scheme, params: Params, statistics: Statistics | None) -> Rounded:
-        return Rounded(nearest(weight, scheme, params), fallback="rounded to nearest: it is not called as a module of its block")
+        why = "it is not called as a module of its block"
+        if self.start == "gptq" and statistics is not None:
+            found = Columns().round(weight, scheme, params, statistics)
+            return replace(found, fallback=found.fallback or f"rounded by GPTQ: {why}")
+        return Rounded(nearest(weight, scheme, params), fallback=f"rounded to nearest: {why}")
 
     def reconstruct(
         self, block: BlockView, calls: list[Call], targets: list[Tensor], params: dict[str, Params]

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from dither.formats import Int, Scheme, channel, group
 from dither.graph import Consumer, Layer, Site, apply_scale
-from dither.graph.structure import matrix_view, relative
+from dither.graph.fold import column_view
+from dither.graph.structure import relative
 from dither.models import empty
 from dither.quant.parts import BlockView, Transform
 from dither.quant.statistics import MEAN_ABS, ROWS
@@ -138,9 +139,10 @@ class ScaleSearch(Transform):
         a = block.statistics[seen.layer or ""].mean_abs
         live = torch.zeros(site.channels)
         for reader in readers:
-            weight = matrix_view(block.module.get_parameter(reader.parameter), reader.kind, reader.swapped)
-            peak = weight.abs().amax(-2).reshape(-1)  # largest weight of each column
+            weight = column_view(block.module.get_parameter(reader.parameter), reader)
+            peak = weight.abs().amax((1, 3)).reshape(-1)  # largest weight of each column
             live = torch.maximum(live, reader.reduce(peak, site.channels))
+        a = a.view(seen.channel_map.numel(), -1).mean(1)  # of a convolution: over its patch
         return torch.where(live > 0, seen.reduce(a, site.channels), torch.zeros(site.channels))
 
 
@@ -175,11 +177,8 @@ class _Trial:
         self.calls = block.search_calls[name]
         self.readers = readers
         layers: list[Layer] = [block.structure.layer(c.layer or "") for c in readers]
-        self.weights = [layer.matrix(block.module).detach().clone() for layer in layers]
-        self.places = [
-            matrix_view(self.module.get_parameter(relative(c.parameter, name)), c.kind, c.swapped).detach()
-            for c in readers
-        ]
+        self.weights = [column_view(block.module.get_parameter(c.parameter), c).detach().clone() for c in readers]  # [S, O, I, k]
+        self.places = [column_view(self.module.get_parameter(relative(c.parameter, name)), c).detach() for c in readers]
         self.schemes: list[Any] = [grids.get(layer.name, block.schemes[layer.name]) for layer in layers]
         self.size = len(self.calls)
         self.reference = self._rows(self.size)
@@ -196,10 +195,10 @@ class _Trial:
     def loss(self, scale: Tensor, calls: int | None = None) -> float:
         """``mean (f(x; Q(W s) / s) - f(x; W))^2`` over the tokens of the first ``calls`` calls (None: of all); ``scale [C]``."""
         for reader, place, weight, scheme in zip(self.readers, self.places, self.weights, self.schemes, strict=True):
-            s = reader.expand(scale)  # [I], or [E * I] for a stack of experts
-            s = s.reshape(weight.shape[0], 1, -1) if weight.dim() == 3 else s
-            scaled = (weight * s).reshape(-1, weight.shape[-1])
-            place.copy_(scheme.quantize(scaled).reshape(weight.shape).div_(s))
+            slices, outputs, columns, _ = weight.shape
+            s = reader.expand(scale).view(slices, 1, columns, 1)
+            rounded = scheme.quantize((weight * s).reshape(slices * outputs, -1))
+            place.copy_(rounded.view(weight.shape).div_(s))
         total, count = 0.0, 0
         for rows, reference in zip(self._rows(self.size if calls is None else calls), self.reference, strict=False):
             total += float(rows.sub_(reference).square_().sum())

@@ -26,8 +26,9 @@ import tiny_models
 from dither import models
 from dither.errors import DitherError
 from dither.graph.exact import randomize, relative_difference, run_exactly
-from dither.quant.job import Job
+from dither.quant.block import BlockWork
 from dither.quant.outcome import Event
+from dither.quant.parts import BlockView
 from dither.quant.recipe import Chain, Method, as_recipe
 from dither.quant.recipes import (
     AWQ,
@@ -45,6 +46,7 @@ from dither.quant.recipes import (
 )  # fmt: skip
 from dither.quant.rounding.nearest import Nearest
 from dither.quant.statistics import HESSIAN
+from dither.quant.unit import Unit
 from rewriting import TOKENS, output, view_of
 
 # How much of the layers' output error of rounding to nearest, at no fewer bits, is left at most on average. None: its claim is about something else.
@@ -238,20 +240,20 @@ def test_transforms_keep_the_float_function(recipe: str, architecture: str, monk
     sample = {k: v.double() if v.is_floating_point() else v for k, v in sample.items()}
     before = run_exactly(model, [((), sample)])
     folded: dict[str, nn.Module] = {}
-    fill, settle = models.MemorySource.fill, Job._settle
+    fill, settle = models.MemorySource.fill, BlockWork._settle
 
     def fill_wide(self: Any, *args: Any, **kwargs: Any) -> None:
         fill(self, *args, **kwargs | {"dtype": torch.float64})
 
-    def keep(self: Any, name: str, module: nn.Module, *rest: Any) -> None:
-        folded[name] = copy.deepcopy(module)
-        if not name:  # handled whole: there is nothing behind it
+    def keep(self: Any, view: BlockView, unit: Unit) -> None:
+        folded[unit.name] = copy.deepcopy(view.module)
+        if not unit.name:  # handled whole: there is nothing behind it
             raise _Enough
-        module.float()  # what follows rounds float32
-        settle(self, name, module, *rest)
+        view.module.float()  # what follows rounds float32
+        settle(self, view, unit)
 
     monkeypatch.setattr(models.MemorySource, "fill", fill_wide)
-    monkeypatch.setattr(Job, "_settle", keep)
+    monkeypatch.setattr(BlockWork, "_settle", keep)
     with suppress(_Enough):
         dither.quantize(model, RECIPES[recipe][0], calibration(architecture), compute=torch.float64)
     changed = copy.deepcopy(model)

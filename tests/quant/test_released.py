@@ -11,7 +11,7 @@ import torch
 
 import dither
 import tiny_models
-from dither.quant import job
+from dither.quant import block
 from dither.quant.parts import BlockView
 from dither.quant.recipes import build
 
@@ -28,7 +28,7 @@ def test_views_of_blocks_die_with_their_blocks(method: str, monkeypatch: pytest.
             assert all(view() is None for view in views)  # those of earlier blocks
             views.append(weakref.ref(self))
 
-    monkeypatch.setattr(job, "BlockView", Watched)
+    monkeypatch.setattr(block, "BlockView", Watched)
     model, _ = tiny_models.build("llama")
     options = {"bits": 4, "group": 16} | ({"steps": 2} if method == "flexround" else {})
     gc.collect()

@@ -32,6 +32,11 @@ def relative(name: str, scope: str) -> str:
     return name[len(scope) + 1 :]
 
 
+def absolute(name: str, scope: str) -> str:
+    """``name``, which is one inside the submodule ``scope`` ("" is the root), as seen from the root; ``""`` is the submodule itself."""
+    return f"{scope}.{name}" if scope and name else scope or name
+
+
 @dataclass(frozen=True)
 class Layer:
     """A weight that can be quantized: y = x W^T (+ b), proved by comparing the module's output with this product.

@@ -90,6 +90,22 @@ class Recipe:
     def rounding(self) -> Rounding:
         return next((p for p in self.stages if isinstance(p, Rounding)), Nearest())
 
+    @property
+    def rounds_on_float(self) -> bool:
+        """Whether layers are rounded on the float model's activations."""
+        return bool(self.rounding.needs) and self.rounding.float_inputs
+
+    @property
+    def uses_float_stream(self) -> bool:
+        """Whether calibration data goes through the float model."""
+        grid_alone = bool(self.grid.needs) and not self.rounding.needs
+        return bool(self.transforms) or grid_alone or isinstance(self.rounding, BlockRounding) or self.rounds_on_float
+
+    @property
+    def uses_rounded_stream(self) -> bool:
+        """Whether calibration data goes through the model as rounded so far."""
+        return isinstance(self.rounding, BlockRounding) or (bool(self.rounding.needs) and not self.rounds_on_float)
+
     def scheme_of(self, name: str, layer: Layer) -> WeightScheme | None:
         """What the layer of a block, of the full name ``name``, is stored as; None: it stays float."""
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.skip):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dither.formats import Log, QTensor, Scheme, channel, scheme_from_json, tensor
+from dither.formats import Float, Log, QTensor, Scheme, channel, scheme_from_json, tensor
 
 ALL = pytest.mark.parametrize("root", [1, 2, 3])
 BITS = pytest.mark.parametrize("bits", [2, 3, 4, 6, 7])
@@ -118,6 +118,21 @@ def test_kernels_see_the_same_values() -> None:
     grid = fmt.column_grid({"scale": torch.tensor([[2.0]])})
     codes = torch.arange(fmt.levels + 1, dtype=torch.uint8)
     assert torch.allclose(grid.decode(codes[None], 0), fmt.decode(codes[None], {"scale": torch.tensor([2.0])}))
+
+
+def test_names_tell_formats_apart() -> None:
+    logs = [Log(4), Log(4, root=1), Log(4, zero="last"), Log(4, scale="float16")]
+    every = [*logs, Float(5, 2), Float(5, 2, finite=False), Float(4, 3), Float(4, 3, nan=False)]
+    assert len({str(fmt) for fmt in every}) == len(every)
+
+
+def test_powers_below_float32_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"exponent: 256 powers"):
+        Log(8, root=1)
+    fmt = Log(7, root=1)
+    codes = torch.arange(fmt.levels)
+    powers = torch.exp2(-codes.float())
+    assert bool((powers > 0).all()) and torch.equal(fmt.decode(codes[None], {"scale": torch.ones(1)})[0], powers)
 
 
 def test_json_and_errors() -> None:

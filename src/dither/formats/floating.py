@@ -178,5 +178,5 @@ class Float(Format):
         return found if self.nan else found | {"nan": False}
 
     def __str__(self) -> str:
-        kind = f"e{self.exponent}m{self.mantissa}" + ("" if self.nan else " without NaN")
+        kind = f"e{self.exponent}m{self.mantissa}" + ("" if self.nan else " without NaN") + ("" if self.finite else " with infinities")
         return kind + ("" if self.scale == "float16" else f" {self.scale} scales")

@@ -89,12 +89,18 @@ class Int(Format):
         return found
 
     def _scaled(self, scale: Tensor, shared: Params, found: Params) -> Params:
-        headroom = 1 + 0.5 / max(self._middle - 1, 1)
         if "global_scale" in shared:
             found["global_scale"] = shared["global_scale"]
             scale = scale / shared["global_scale"]
-        found["scale"] = scales.stored(scale, self.scale, headroom)
+        found["scale"] = scales.stored(scale, self.scale, self._headroom)
         return found
+
+    @property
+    def _headroom(self) -> float:
+        """How far beyond the end of the range a value may lie and still round into it: half a step, in units of what the scale is divided by."""
+        if self.sym in ("full", "extremum"):
+            return 1.0  # the range ends half a step beyond the largest code, or is spanned by the lowest one alone
+        return 1 + 0.5 / max(self._middle - 1 if self.sym else self.code_max, 1)
 
     def shared(self, x: Tensor) -> Params:
         if self.scale != "e4m3":

@@ -34,6 +34,7 @@ from dither.formats.format import Format, Params, as_like, expand
 from dither.kernels import ColumnGrid, TableGrid
 
 ZEROS = ("extra", "last")
+SPAN = 128  # binades below the top of the range that float32 holds, with some left for the scale
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Log(Format):
                 raise ValueError(f"{name} must be 1 to {most}, not {value!r}")
         if self.zero not in ZEROS:
             raise ValueError(f"zero must be one of {', '.join(ZEROS)}, not {self.zero!r}")
+        if self.levels > SPAN * self.root:
+            raise ValueError(
+                f"exponent: {self.levels} powers of 2^(1/{self.root}) reach below what float32 holds (2^-{SPAN}); choose fewer bits or a larger root"
+            )
         scales.check(self.scale)
         if self.scale == "e4m3":
             raise ValueError("scale: e4m3 needs a scale of the whole tensor, which logarithmic formats have not")
@@ -124,4 +129,5 @@ class Log(Format):
 
     def __str__(self) -> str:
         base = {1: "2", 2: "sqrt 2"}.get(self.root, f"2^(1/{self.root})")
-        return f"log{self.exponent} base {base}" + (" and 0" if self.zero == "extra" else "")
+        kind = f"log{self.exponent} base {base}" + (" and 0" if self.zero == "extra" else ", 0 in the last place")
+        return kind + ("" if self.scale == "float32" else f" {self.scale} scales")

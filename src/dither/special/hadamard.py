@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dither.kernels import hadamard_rows
 from dither.special.paley import paley, paley_order
@@ -65,8 +67,8 @@ def hadamard(n: int) -> Tensor:
 def apply_hadamard(x: Tensor, n: int | None = None, *, transpose: bool = False) -> Tensor:
     """``y = x H_n`` (``transpose``: x H_n^T) for each block of ``n`` along the last dimension of ``x [..., I]``; n = I if not given.
 
-    float32 and bfloat16 on the CPU take the C++ kernel, unless a gradient is wanted; everything else small matrix products, which are
-    differentiable. bfloat16 is summed in float32; other types in themselves. ValueError where n does not divide I, or has no H.
+    float32 and bfloat16 on the CPU take the C++ kernel (their gradient too, once), everything else small matrix products. bfloat16 is summed in
+    float32; other types in themselves. ValueError where n does not divide I, or has no H.
     """
     size = x.shape[-1] if n is None else n
     orders = factors(size)
@@ -75,11 +77,25 @@ def apply_hadamard(x: Tensor, n: int | None = None, *, transpose: bool = False) 
     if not x.is_floating_point():
         raise ValueError(f"x: must hold floating point numbers, not {x.dtype}")
     rows = x.reshape(-1, size)
-    wanted = torch.is_grad_enabled() and x.requires_grad
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not wanted:
-        dense, power = _plan(orders, transpose)
-        return hadamard_rows(rows.contiguous(), dense, power).view(x.shape)
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+        turned: Tensor = _Rows.apply(rows, orders, transpose)  # type: ignore[no-untyped-call]
+        return turned.view(x.shape)
     return _by_factors(rows, orders, transpose).view(x.shape)
+
+
+class _Rows(torch.autograd.Function):
+    """The kernel; what comes back is turned back, since H is orthogonal."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, orders: tuple[int, ...], transpose: bool) -> Tensor:
+        ctx.how = orders, transpose
+        return hadamard_rows(rows.contiguous(), *_plan(orders, transpose))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        orders, transpose = ctx.how
+        return hadamard_rows(gradient.contiguous(), *_plan(orders, not transpose)), None, None
 
 
 def random_hadamard(n: int, seed: int) -> Tensor:

@@ -199,7 +199,7 @@ class _Work:
         size = torch.empty(0, dtype=self.view.compute).element_size()
         weights = 3 * size * sum(layer.in_features * layer.out_features for layer in layers)  # a rebuilt one and what it came from
         tokens = min(AT_ONCE, self.batch * self.length)
-        activations = tokens * sum((8 + size) * layer.in_features + 3 * size * layer.out_features for layer in layers)
+        activations = tokens * size * sum(2 * layer.in_features + 3 * layer.out_features for layer in layers)
         free: int = psutil.virtual_memory().available
         return weights + activations > free // 2
 

@@ -92,7 +92,7 @@ class _Rows(torch.autograd.Function):
         return hadamard_rows(rows.contiguous(), *_plan(orders, transpose))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         orders, transpose = ctx.how
         return hadamard_rows(gradient.contiguous(), *_plan(orders, not transpose)), None, None

@@ -21,7 +21,7 @@ from dither.formats import Clip, Float, Int, Scheme, channel, clip, group
 from dither.quant.parts import BlockView
 from dither.quant.recipes import AWQ, RTN
 from dither.quant.statistics import HESSIAN, MEAN_ABS, ROWS, Statistics
-from dither.quant.transforms import scale as transforms
+from dither.quant.transforms import fold as transforms
 from dither.quant.transforms.scale import ScaleSearch, candidate
 from dither.quant.walker import Call
 

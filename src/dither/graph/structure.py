@@ -144,6 +144,12 @@ class Consumer:
         count = zero.index_add(0, index[fed], torch.ones_like(values[fed]))
         return zero.index_add(0, index[fed], values[fed]) / count.clamp(min=1)
 
+    def peak(self, values: Tensor, channels: int) -> Tensor:
+        """As `reduce`, but the largest of them; 0 where a channel feeds none. ``values`` must not be negative."""
+        index = self.channel_map.to(values.device)
+        fed = index >= 0
+        return values.new_zeros(channels).scatter_reduce(0, index[fed], values[fed], "amax")
+
 
 @dataclass(frozen=True, eq=False)
 class Site:

@@ -26,10 +26,11 @@ from dither.quant.recipes.pb_llm import PBLLM
 from dither.quant.recipes.quarot import QuaRot
 from dither.quant.recipes.repq_vit import RepQViT
 from dither.quant.recipes.rtn import RTN
+from dither.quant.recipes.smoothquant import SmoothQuant
 from dither.quant.recipes.vptq import VPTQ
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (RTN, GPTQ, AWQ, LLMFP4, RepQViT, PBLLM, VPTQ, AdaRound, FlexRound, QuaRot, OSTQuant)
+    m.name: m for m in (RTN, GPTQ, AWQ, SmoothQuant, LLMFP4, RepQViT, PBLLM, VPTQ, AdaRound, FlexRound, QuaRot, OSTQuant)
 }
 __all__ = [
     "AWQ",
@@ -47,6 +48,7 @@ __all__ = [
     "QuaRot",
     "Recipe",
     "RepQViT",
+    "SmoothQuant",
     "build",
     "knobs",
     "read",

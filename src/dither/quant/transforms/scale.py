@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from dither.formats import Int, Scheme, channel, group
-from dither.graph import Consumer, Layer, Site, apply_scale
+from dither.graph import Consumer, Layer, Site
 from dither.graph.fold import column_view
 from dither.graph.structure import relative
 from dither.models import empty
 from dither.quant.parts import BlockView, Transform
 from dither.quant.statistics import MEAN_ABS, ROWS
+from dither.quant.transforms.fold import fold_scale, largest_weights, seen_by
 from dither.quant.walker import run
 
 FLOOR = 1e-4  # of s before it is centred, as in the paper's code
@@ -82,24 +83,16 @@ class ScaleSearch(Transform):
 
     def apply(self, block: BlockView) -> None:
         """Search every site on the unscaled block, then fold all of them (the order of the paper's code)."""
-        chosen: list[tuple[Site, list[Consumer], Tensor]] = []
+        chosen: list[tuple[Site, Tensor]] = []
         for site, readers in self._candidates(block):
-            if not any(c.layer in block.statistics for c in readers):
-                continue  # stacks of experts alone: no module shows their input
+            if not any(c.layer in block.statistics or c.layer in block.slices for c in readers):
+                continue  # no calibration data got there
             scale, finding = self.search(block, site, readers)
             block.findings.append(finding)
             if finding["r"] > 0:
-                chosen.append((site, readers, scale))
-        for site, readers, scale in chosen:
-            apply_scale(block.module, site, scale)
-            rescaled: set[int] = set()
-            for reader in readers:
-                statistics = block.statistics.get(reader.layer or "")
-                if (
-                    statistics is not None and id(statistics) not in rescaled
-                ):  # readers of one tensor share their statistics
-                    rescaled.add(id(statistics))
-                    statistics.rescale(reader.expand(scale))
+                chosen.append((site, scale))
+        for site, scale in chosen:
+            fold_scale(block, site, scale)
 
     @torch.no_grad()
     def search(self, block: BlockView, site: Site, readers: list[Consumer]) -> tuple[Tensor, dict[str, Any]]:
@@ -135,15 +128,12 @@ class ScaleSearch(Transform):
     def _importance(block: BlockView, site: Site, readers: Sequence[Consumer]) -> Tensor:
         """``a [C]``: mean |x| of each producer channel, averaged over the reader columns it feeds (the GQA map); 0 where the
         channel is never active or its weights are all zero, so that its scale stays 1."""
-        seen = next(c for c in readers if c.layer in block.statistics)
-        a = block.statistics[seen.layer or ""].mean_abs
-        live = torch.zeros(site.channels)
         for reader in readers:
-            weight = column_view(block.module.get_parameter(reader.parameter), reader)
-            peak = weight.abs().amax((1, 3)).reshape(-1)  # largest weight of each column
-            live = torch.maximum(live, reader.reduce(peak, site.channels))
-        a = a.view(seen.channel_map.numel(), -1).mean(1)  # of a convolution: over its patch
-        return torch.where(live > 0, seen.reduce(a, site.channels), torch.zeros(site.channels))
+            if (a := seen_by(block, reader, lambda s: s.mean_abs, lambda columns: columns.mean(1))) is not None:
+                break
+        assert a is not None
+        live = largest_weights(block, site, readers) > 0
+        return torch.where(live, reader.reduce(a, site.channels), torch.zeros(site.channels))
 
 
 def candidate(importance: Tensor, r: float) -> Tensor:

@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 def test_the_synthetic_layers() -> None:
     figures = flexround.synthetic(0, steps=60)
-    assert len(figures) == 5 * len(flexround.SETTINGS) and all(math.isfinite(v) for v in figures.values())
+    assert len(figures) == 6 * len(flexround.SETTINGS) and all(math.isfinite(v) for v in figures.values())
     ratios = [v for name, v in figures.items() if not name.endswith("moved 2 or more")]
     assert all(0 < ratio <= 1 for ratio in ratios)  # never worse than nearest, and neither is GPTQ here
     assert figures["per-tensor 4-bit FlexRound"] < figures["per-tensor 4-bit AdaRound"]

@@ -106,7 +106,7 @@ def two(scheme: Scheme = SCHEMES[0]) -> nn.Sequential:
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_decoded_decodes_once_and_computes_the_same(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    model, x = two(), torch.randn(2, 40).to(dtype)
+    model, x = two(), torch.randn(12, 40).to(dtype)  # rows enough to decode for
     calls, expected = counted(monkeypatch), model(x)
     assert len(calls) == 2
     with decoded(model):
@@ -122,7 +122,7 @@ def test_decoded_decodes_once_and_computes_the_same(monkeypatch: pytest.MonkeyPa
 
 
 def test_decoded_stays_within_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = two(), torch.randn(2, 40)
+    model, x = two(), torch.randn(12, 40)
     with decoded(model, 4 * 24 * 40):  # the first layer alone
         model(x)
         calls = counted(monkeypatch)
@@ -145,6 +145,26 @@ def test_decoded_follows_types_and_ends_with_an_error(monkeypatch: pytest.Monkey
         assert all(m._kept is None for m in model)
         raise RuntimeError
     assert not any(m._keeps for m in model)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_meet_the_codes_themselves(scheme: Scheme, dtype: torch.dtype) -> None:
+    layer, x = QuantLinear.replace(quantized(scheme), torch.randn(24)), torch.randn(3, 2, 40, dtype=dtype)
+    weight, bias = layer.dequantize(torch.float32), layer.bias.to(dtype).float()
+    expected = nn.functional.linear(x.float(), weight, bias)
+    found = layer(x)
+    size = float(nn.functional.linear(x.float().abs(), weight.abs()).max())
+    assert found.dtype == dtype and float((found.float() - expected).abs().max()) <= (1e-5 if dtype == torch.float32 else 2e-2) * size
+    assert (layer._packed is not None) == layer.multiplies_codes
+    layer(torch.randn(9, 40, dtype=dtype))
+    x.requires_grad_()
+    assert torch.autograd.grad(layer(x).float().sum(), x)[0].isfinite().all()  # decoded, where a gradient is wanted
+    if layer.multiplies_codes:  # what is loaded afterwards is what is multiplied
+        other = QuantLinear.replace(quantized(scheme, seed=1), torch.zeros(24))
+        layer.load_state_dict(other.state_dict())
+        with torch.no_grad():
+            assert torch.equal(layer(x), other(x))
 
 
 class Tied(nn.Module):

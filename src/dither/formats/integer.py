@@ -55,7 +55,8 @@ class Int(Format):
         return (1 << self.bits) - 1
 
     @property
-    def _middle(self) -> int:
+    def middle(self) -> int:
+        """The code of 0 in symmetric formats."""
         return 1 << (self.bits - 1)
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,9 +76,9 @@ class Int(Format):
     def params(self, lo: Tensor, hi: Tensor, shared: Params | None = None) -> Params:
         shared = shared or {}
         if self.sym == "extremum":
-            return self._scaled(lo / -self._middle, shared, {})
+            return self._scaled(lo / -self.middle, shared, {})
         if self.sym:
-            return self._scaled(hi / (self._middle - 1 if self.sym == "restricted" else self.code_max / 2), shared, {})
+            return self._scaled(hi / (self.middle - 1 if self.sym == "restricted" else self.code_max / 2), shared, {})
         if self.zero == "float":
             found = self._scaled((hi - lo) / self.code_max, shared, {})
             found["offset"] = lo.clamp(-65504.0, 65504.0).to(torch.float16).to(lo.dtype)
@@ -100,7 +101,7 @@ class Int(Format):
         """How far beyond the end of the range a value may lie and still round into it: half a step, in units of what the scale is divided by."""
         if self.sym in ("full", "extremum"):
             return 1.0  # the range ends half a step beyond the largest code, or is spanned by the lowest one alone
-        return 1 + 0.5 / max(self._middle - 1 if self.sym else self.code_max, 1)
+        return 1 + 0.5 / max(self.middle - 1 if self.sym else self.code_max, 1)
 
     def shared(self, x: Tensor) -> Params:
         if self.scale != "e4m3":
@@ -120,7 +121,7 @@ class Int(Format):
         s = expand(self._effective(p))
         if self.sym:
             low = 1 if self.sym == "restricted" else 0
-            return (x / s).round_().add_(self._middle).clamp_(low, self.code_max), p
+            return (x / s).round_().add_(self.middle).clamp_(low, self.code_max), p
         if self.zero == "float":
             return ((x - expand(p["offset"])) / s).round_().clamp_(0, self.code_max), p
         return (x / s).round_().add_(expand(p["zero_point"])).clamp_(0, self.code_max), p
@@ -128,7 +129,7 @@ class Int(Format):
     def _values(self, whole: Tensor, p: Params) -> Tensor:
         s = expand(self._effective(p))
         if self.sym:
-            return (whole - self._middle) * s
+            return (whole - self.middle) * s
         if self.zero == "float":
             return whole * s + expand(p["offset"])
         return (whole - expand(p["zero_point"])) * s
@@ -146,9 +147,9 @@ class Int(Format):
         s = self._effective(params)
         if self.sym == "restricted":  # its lowest code is never used, so it is a list rather than a range
             codes = torch.arange(1, self.code_max + 1, device=s.device)
-            return TableGrid(s, (codes - self._middle).to(s.dtype), codes.to(torch.uint8))
+            return TableGrid(s, (codes - self.middle).to(s.dtype), codes.to(torch.uint8))
         if self.sym:
-            return AffineGrid(s, torch.full_like(s, self._middle), self.code_max)
+            return AffineGrid(s, torch.full_like(s, self.middle), self.code_max)
         if self.zero == "float":
             return OffsetGrid(s, params["offset"], self.code_max)
         return AffineGrid(s, params["zero_point"], self.code_max)

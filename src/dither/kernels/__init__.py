@@ -15,16 +15,18 @@ from dither.kernels.gptq import ColumnFormat, gptq_columns, gptq_columns_dynamic
 from dither.kernels.gram import gram_finish, gram_update
 from dither.kernels.grids import AffineGrid, ColumnGrid, MixedGrid, OffsetGrid, TableGrid
 from dither.kernels.hadamard import hadamard_rows
+from dither.kernels.packed_matmul import PackedMatrix, packed_matmul
 from dither.kernels.packing import pack_rows, packed_stride, unpack_rows
 from dither.kernels.partial import dequantize_partial, places_to_bitmap
 from dither.kernels.round import round_affine, round_to_one_grid
 from dither.kernels.wide import pack_wide, unpack_wide
 
 __all__ = [
-    "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "TableGrid", "backend", "causal_attention", "decode_codebook",
+    "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "PackedMatrix", "TableGrid", "backend", "causal_attention",
+    "decode_codebook",
     "dequantize_affine", "dequantize_partial",
     "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "nearest_centroids",
-    "pack_rows", "pack_wide", "packed_stride",
+    "pack_rows", "pack_wide", "packed_matmul", "packed_stride",
     "places_to_bitmap",
     "round_affine", "round_to_one_grid", "sweep_columns", "unpack_rows", "unpack_wide",
 ]

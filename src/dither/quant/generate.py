@@ -70,7 +70,7 @@ def generate(
 ) -> Generation:
     """Continue ``prompt``. ``on_text`` receives pieces of text as they become certain (a stop string is never shown).
 
-    Few-bit weights are decoded once and kept meanwhile, as far as memory allows (`linear.decoded`).
+    Few-bit layers that do not multiply codes (`linear.QuantWeight.multiplies_codes`) keep decoded weights meanwhile, as far as memory allows.
 
     Raises UsageError where the prompt is empty or does not fit the model, or ``chat`` is asked of a tokenizer without a template;
     ModelError where the model is no language model or has no tokenizer; ValueError where its output is not finite.
@@ -88,7 +88,7 @@ def generate(
     hold = max((len(s) - 1 for s in sampling.stop), default=0)  # characters that may yet become a stop string
     made: list[int] = []
     text, shown, stopped_by, started = "", 0, "length", time.perf_counter()
-    with decoded(model):
+    with decoded(model, few_rows=True):
         step = _Stepper(model, ids)
         for _ in range(sampling.max_tokens):
             token = pick(step.logits(), sampling, generator)

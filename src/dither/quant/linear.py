@@ -6,11 +6,13 @@ a head read the quantized embedding that it is tied to. Their buffers carry the 
 exactly what is stored.
 
 A weight is decoded each time it is used, so a model takes the memory of its few bits. Over a window of tokens the decoding is a small part of
-the work; where a model reads one token at a time, `decoded` keeps the decoded weights for a while.
+the work. Where a model reads a few tokens at a time, linear layers on integer grids multiply the codes themselves (`kernels.packed_matmul`), which
+costs the reading of their few bits; for other layers `decoded` keeps decoded weights for a while.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +21,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from dither.formats import QTensor, Scheme, WeightScheme
+from dither import kernels
+from dither.formats import Int, QTensor, Scheme, WeightScheme
 from dither.quant.inputs import InputRounding
+
+FEW_ROWS = 8  # up to which products with codes are faster than decoding and multiplying
 
 
 class QuantWeight(nn.Module):
@@ -37,6 +42,7 @@ class QuantWeight(nn.Module):
         self.scheme, self.shape, self.dtype = scheme, tuple(shape), dtype
         self._keeps = False
         self._kept: Tensor | None = None
+        self._packed: kernels.PackedMatrix | None = None
         for name, value in (tensors or QTensor.empty(scheme, self.shape, device="meta").tensors()).items():
             self.register_buffer(name, value)
 
@@ -66,19 +72,40 @@ class QuantWeight(nn.Module):
         """Whether to keep the weight once it is decoded; see `decoded`. Off drops it."""
         self._keeps, self._kept = on, None
 
+    @property
+    def multiplies_codes(self) -> bool:
+        """Whether products of a few rows need no decoded weight."""
+        codes = self._buffers.get("codes")
+        return codes is not None and codes.device.type == "cpu" and _multiplies_codes(self.scheme) and kernels.backend() != "reference"
+
+    def packed(self) -> kernels.PackedMatrix:
+        """The stored tensors as the kernel takes them, made once; beside them it holds the zero points, one byte a group."""
+        if self._packed is None:
+            held = self.qtensor()
+            fmt, size = held.grid.format, held.grid.blocks.columns(self.shape[1])
+            assert isinstance(fmt, Int)
+            zero = fmt.middle if fmt.sym else held.params["zero_point"].to(torch.uint8)
+            self._packed = kernels.PackedMatrix(held.stored["codes"], fmt.bits, held.stored["scale"], zero, size, self.shape[1])
+        return self._packed
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kept = self._packed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
     def check(self) -> None:
         """Raises CheckpointError where the buffers are not what the scheme says: missing, of another size or type, not finite."""
         QTensor.from_tensors(dict(self.named_buffers(recurse=False)), self.scheme, self.shape)
 
     def restore_types(self) -> None:
         """Give floating buffers back the types they are stored in, after a loader that casts whole models (wider types lose nothing)."""
+        self._packed = None
         for name, like in QTensor.empty(self.scheme, self.shape, device="meta").tensors().items():
             if (buffer := self.get_buffer(name)).is_floating_point() and like.is_floating_point():
                 self._buffers[name] = buffer.to(like.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves between devices, but never changes what is stored: ``model.half()`` must not touch codes or scales."""
-        self._kept = None
+        self._kept = self._packed = None
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         for name, buffer in list(self.named_buffers(recurse=False)):
             moved = fn(buffer)
@@ -92,9 +119,18 @@ class QuantWeight(nn.Module):
         return self
 
 
+@functools.cache
+def _multiplies_codes(scheme: WeightScheme) -> bool:
+    """Whether weights are codes times plain scales, a group of a row at a time."""
+    if not isinstance(scheme, Scheme) or not isinstance(scheme.format, Int) or scheme.blocks.height != 1:
+        return False
+    return scheme.format.scale in ("float16", "bfloat16", "float32") and bool(scheme.format.sym or scheme.format.zero == "int")
+
+
 @contextmanager
-def decoded(model: nn.Module, budget: int | None = None) -> Iterator[None]:
-    """Within it, few-bit layers of ``model`` keep their weights once decoded, so that a call costs what the float layer costs.
+def decoded(model: nn.Module, budget: int | None = None, *, few_rows: bool = False) -> Iterator[None]:
+    """Within it, few-bit layers of ``model`` keep their weights once decoded, so that a call costs what the float layer costs. ``few_rows``: calls
+    are of a few tokens; linear layers that multiply codes stay as they are.
 
     Results are the same to the last bit. Memory: up to 4 bytes a weight (2 in a model of bfloat16 or float16), for the first layers that
     fit ``budget`` bytes (None: half of the memory that is free now); the others decode at each call, as they do outside, and embeddings
@@ -106,7 +142,8 @@ def decoded(model: nn.Module, budget: int | None = None) -> Iterator[None]:
     chosen = []
     for module in model.modules():
         rows_only = isinstance(module, QuantEmbedding) and module not in shared
-        if isinstance(module, QuantWeight) and not rows_only and not module._keeps:
+        quick = few_rows and isinstance(module, QuantLinear) and module.multiplies_codes
+        if isinstance(module, QuantWeight) and not rows_only and not quick and not module._keeps:
             need = size * torch.Size(module.shape).numel()
             if need <= left:
                 left -= need
@@ -144,7 +181,21 @@ class QuantLinear(QuantWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.inputs is None else self.inputs(x)
+        if not self._keeps and self._is_short(x):
+            y = self.packed()(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+            return y if self.bias is None else y + self.bias.to(x.dtype)
         return nn.functional.linear(x, self.dequantize(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def _is_short(self, x: Tensor) -> bool:
+        """Whether x is a few rows, which the codes themselves are multiplied with."""
+        return (
+            0 < x.numel() <= FEW_ROWS * self.in_features
+            and x.shape[-1] == self.in_features
+            and x.dtype in (torch.float32, torch.bfloat16)
+            and not (x.requires_grad and torch.is_grad_enabled())
+            and x.device.type == "cpu"
+            and self.multiplies_codes
+        )
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.scheme}"

@@ -1,0 +1,45 @@
+// y[t, o] = sum_i scale[o, g] (code[o, i] - zero[o, g]) x[t, i],  g = i / group: products with packed rows (packing.hpp) for a few tokens, as when a
+// model reads one token at a time. The weights are read once, bits / 8 bytes each, and never written anywhere:
+//     y[t, o] = sum_g scale[o, g] (sum_{i in g} code[o, i] x[t, i]  -  zero[o, g] sum_{i in g} x[t, i])
+#pragma once
+
+#include <cstdint>
+
+#include "cpu.hpp"
+
+namespace dither {
+
+enum class ScaleStorage { float32, float16, bfloat16 };
+
+struct PackedMatmul {
+    int64_t rows, columns, group, groups, tokens;  // O, I, g, G = ceil(I / g), T
+    int bits;
+    const uint8_t* packed;  // [O, packed_stride(I, bits)]
+    const void* scale;      // [O, G]
+    ScaleStorage scale_type;
+    const uint8_t* zero;  // [O, G], or nullptr: `middle` for all
+    float middle;
+    const float* x;     // [T, I]
+    const float* sums;  // [T, G], of x over each group; made by `packed_matmul`
+    const void* ready;  // x as the kernel wants it (`PackedKernel::prepare`)
+    bool exact;         // whether x holds more than bfloat16 does
+    float* y;           // [T, O]
+};
+
+struct PackedKernel {
+    int64_t (*ready_bytes)(const PackedMatmul&);              // nullptr: x is taken as it is
+    void (*prepare)(const PackedMatmul&, void* ready);
+    void (*rows)(const PackedMatmul&, int64_t first, int64_t last, float* scales);  // scales: [2, G + 32], to be filled
+};
+
+PackedKernel packed_kernel_scalar();
+#ifdef DITHER_X86
+PackedKernel packed_kernel_avx2();
+PackedKernel packed_kernel_avx512();
+bool packed_fits_avx512bf16(const PackedMatmul&);
+PackedKernel packed_kernel_avx512bf16();
+#endif
+
+void packed_matmul(PackedMatmul, Isa isa, int threads);
+
+}  // namespace dither

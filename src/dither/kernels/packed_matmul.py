@@ -1,0 +1,65 @@
+"""Products of a few rows with packed weights: what a layer does when a model reads one token at a time.
+
+    y[t, o] = sum_i scale[o, g] (code[o, i] - zero[o, g]) x[t, i],   g = i // group
+
+One C++ call that reads each weight once, ``bits / 8`` bytes, decodes it in registers and writes it nowhere: time is that of reading the weights from
+memory, up to some eight rows. Sums are float32. Codes of 2, 4 and 8 bits take bfloat16 products (each exact) on processors with
+AVX512_BF16; there a float32 x enters as the sum of two bfloat16 numbers, which is right to 2^-16 of each product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dither.kernels.checks import check, check_bits
+from dither.kernels.extension import extension, isa, threads
+from dither.kernels.packed_matmul_reference import packed_matmul_reference
+from dither.kernels.packing import packed_stride
+
+_SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+def packed_matmul(x: Tensor, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int) -> Tensor:
+    """``x [T, I]`` float32 or bfloat16, ``packed [O, stride]`` uint8 (see `dither.kernels.packing`) -> ``[T, O]`` in the type of x.
+
+    ``scale [O, ceil(I / group)]`` float32, float16 or bfloat16; ``zero`` of that shape, uint8, or one number for all. No gradients. Raises
+    ValueError for other shapes, dtypes, widths and strides.
+    """
+    check("x", x, (None, None), (torch.float32, torch.bfloat16))
+    return PackedMatrix(packed, bits, scale, zero, group, x.shape[1])(x)
+
+
+class PackedMatrix:
+    """The weights of `packed_matmul`, checked once. They are not copied: what changes in them changes the products."""
+
+    def __init__(self, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int, columns: int) -> None:
+        check_bits(bits)
+        if group < 1:
+            raise ValueError(f"group: must be at least 1, not {group}")
+        check("packed", packed, (None, packed_stride(columns, bits)), (torch.uint8,))
+        shape = (packed.shape[0], -(-columns // group))
+        check("scale", scale, shape, tuple(_SCALES))
+        if isinstance(zero, Tensor):
+            check("zero", zero, shape, (torch.uint8,))
+        self.packed, self.bits, self.scale, self.zero, self.group, self.columns = packed.detach(), bits, scale.detach(), zero, group, columns
+        self._stored = self.scale if scale.dtype == torch.float32 else self.scale.view(torch.int16)
+        self._zeros = zero if isinstance(zero, Tensor) else None
+        self._middle = 0.0 if isinstance(zero, Tensor) else float(zero)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x [T, I]``, dense, float32 or bfloat16 -> ``[T, O]``. ValueError where it is something else, or wants a gradient."""
+        if x.dim() != 2 or x.shape[1] != self.columns or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_contiguous():
+            check("x", x, (None, self.columns), (torch.float32, torch.bfloat16))
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("x: products with packed weights have no gradient; decode the weights first")
+        native = extension() if x.device.type == "cpu" else None
+        if native is None:
+            return packed_matmul_reference(x, self.packed, self.bits, self.scale, self.zero, self.group)
+        exact = x.dtype == torch.float32
+        y = torch.empty(x.shape[0], self.packed.shape[0])
+        native.packed_matmul(
+            self.packed, self.bits, self._stored, _SCALES[self.scale.dtype], self._zeros, self._middle, self.group,
+            x.detach() if exact else x.detach().float(), exact, y, isa(), threads(),
+        )  # fmt: skip
+        return y if exact else y.to(x.dtype)

@@ -146,35 +146,28 @@ void bind_dequantize(nb::module_& m) {
           "values"_a.noconvert(), "isa"_a, "threads"_a);
 }
 
-// scale: the bits of float16 or bfloat16 (scale_type 1, 2), or float32 (0)
-template <class S>
-void packed_matmul(Matrix<const uint8_t> packed, int bits, Matrix<const S> scale, int scale_type, std::optional<Matrix<const uint8_t>> zero,
-                   float middle, int64_t group, Matrix<const float> x, bool exact, Matrix<float> y,
-                   const std::string& isa, int threads) {
+// Called for every layer and token, so memory comes as addresses: taking five tensors apart costs as much as the product of a small layer.
+// scale_type: 0 float32, 1 float16, 2 bfloat16; zero: 0 for none. Shapes, types and density are checked in Python, which holds the tensors.
+void packed_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, uintptr_t zero, float middle,
+                   int64_t group, uintptr_t x, int64_t tokens, bool exact, uintptr_t y, const char* isa, int threads) {
     dither::PackedMatmul p{};
-    p.rows = static_cast<int64_t>(packed.shape(0));
-    p.columns = static_cast<int64_t>(x.shape(1));
+    p.rows = rows;
+    p.columns = columns;
     p.group = group;
-    p.groups = static_cast<int64_t>(scale.shape(1));
-    p.tokens = static_cast<int64_t>(x.shape(0));
+    p.groups = (columns + group - 1) / group;
+    p.tokens = tokens;
     p.bits = bits;
-    p.packed = packed.data();
-    p.scale = scale.data();
+    p.packed = reinterpret_cast<const uint8_t*>(packed);
+    p.scale = reinterpret_cast<const void*>(scale);
     p.scale_type = static_cast<dither::ScaleStorage>(scale_type);
-    p.zero = zero ? zero->data() : nullptr;
+    p.zero = reinterpret_cast<const uint8_t*>(zero);
     p.middle = middle;
-    p.x = x.data();
+    p.x = reinterpret_cast<const float*>(x);
     p.exact = exact;
-    p.y = y.data();
-    const dither::Isa chosen = dither::parse_isa(isa.c_str());
+    p.y = reinterpret_cast<float*>(y);
+    const dither::Isa chosen = dither::parse_isa(isa);
     nb::gil_scoped_release release;
     dither::packed_matmul(p, chosen, threads);
-}
-
-template <class S>
-void bind_packed_matmul(nb::module_& m) {
-    m.def("packed_matmul", &packed_matmul<S>, "packed"_a.noconvert(), "bits"_a, "scale"_a.noconvert(), "scale_type"_a, "zero"_a.none(), "middle"_a,
-          "group"_a, "x"_a.noconvert(), "exact"_a, "y"_a.noconvert(), "isa"_a, "threads"_a);
 }
 
 bool round_affine(Matrix<const float> weight, int code_max, int64_t group, int scale_type, Matrix<float> values, const std::string& isa,
@@ -369,8 +362,7 @@ NB_MODULE(_C, m) {
     m.def("unpack_rows", &unpack_rows, "packed"_a.noconvert(), "bits"_a, "codes"_a.noconvert(), "threads"_a);
     bind_dequantize<float>(m);
     bind_dequantize<int16_t>(m);
-    bind_packed_matmul<float>(m);
-    bind_packed_matmul<int16_t>(m);
+    m.def("packed_matmul", &packed_matmul);
     m.def("round_to_one_grid", &round_to_one_grid, "x"_a.noconvert(), "scale"_a, "lowest"_a, "highest"_a, "values"_a.noconvert(), "isa"_a,
           "threads"_a);
     m.def("round_affine", &round_affine, "weight"_a.noconvert(), "code_max"_a, "group"_a, "scale_type"_a, "values"_a.noconvert(), "isa"_a,

@@ -43,4 +43,12 @@ bool has_avx512_bf16() {
 #endif
 }
 
+bool has_avx512_vbmi() {
+#ifdef DITHER_X86
+    return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vbmi");
+#else
+    return false;
+#endif
+}
+
 }  // namespace dither

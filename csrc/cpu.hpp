@@ -16,4 +16,7 @@ const char* name_of(Isa isa);
 // vdpbf16ps: two bfloat16 products summed into each float32 lane.
 bool has_avx512_bf16();
 
+// vpermb: any bytes of a vector in any order.
+bool has_avx512_vbmi();
+
 }  // namespace dither

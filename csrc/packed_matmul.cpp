@@ -11,7 +11,13 @@ namespace {
 PackedKernel choose([[maybe_unused]] const PackedMatmul& p, Isa isa) {
     switch (isa) {
 #ifdef DITHER_X86
-        case Isa::avx512: return has_avx512_bf16() && packed_fits_avx512bf16(p) ? packed_kernel_avx512bf16() : packed_kernel_avx512();
+        case Isa::avx512:
+            if (has_avx512_bf16()) {
+                if (const PackedKernel found = packed_kernel_avx512bf16(p); found.rows) return found;
+                if (has_avx512_vbmi())
+                    if (const PackedKernel found = packed_kernel_avx512vbmi(p); found.rows) return found;
+            }
+            return packed_kernel_avx512();
         case Isa::avx2: return packed_kernel_avx2();
 #endif
         default: return packed_kernel_scalar();

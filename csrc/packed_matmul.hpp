@@ -36,8 +36,8 @@ PackedKernel packed_kernel_scalar();
 #ifdef DITHER_X86
 PackedKernel packed_kernel_avx2();
 PackedKernel packed_kernel_avx512();
-bool packed_fits_avx512bf16(const PackedMatmul&);
-PackedKernel packed_kernel_avx512bf16();
+PackedKernel packed_kernel_avx512bf16(const PackedMatmul&);  // 2, 4 and 8 bits; `rows` is nullptr where it has none
+PackedKernel packed_kernel_avx512vbmi(const PackedMatmul&);  // the other widths, likewise
 #endif
 
 void packed_matmul(PackedMatmul, Isa isa, int threads);

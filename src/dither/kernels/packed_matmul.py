@@ -43,9 +43,12 @@ class PackedMatrix:
         if isinstance(zero, Tensor):
             check("zero", zero, shape, (torch.uint8,))
         self.packed, self.bits, self.scale, self.zero, self.group, self.columns = packed.detach(), bits, scale.detach(), zero, group, columns
-        self._stored = self.scale if scale.dtype == torch.float32 else self.scale.view(torch.int16)
-        self._zeros = zero if isinstance(zero, Tensor) else None
-        self._middle = 0.0 if isinstance(zero, Tensor) else float(zero)
+        zeros = zero if isinstance(zero, Tensor) else None
+        self._rows = self.packed.shape[0]
+        self._weights = (
+            self.packed.data_ptr(), self._rows, columns, bits, self.scale.data_ptr(), _SCALES[scale.dtype],
+            0 if zeros is None else zeros.data_ptr(), 0.0 if isinstance(zero, Tensor) else float(zero), group,
+        )  # fmt: skip
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x [T, I]``, dense, float32 or bfloat16 -> ``[T, O]``. ValueError where it is something else, or wants a gradient."""
@@ -57,9 +60,6 @@ class PackedMatrix:
         if native is None:
             return packed_matmul_reference(x, self.packed, self.bits, self.scale, self.zero, self.group)
         exact = x.dtype == torch.float32
-        y = torch.empty(x.shape[0], self.packed.shape[0])
-        native.packed_matmul(
-            self.packed, self.bits, self._stored, _SCALES[self.scale.dtype], self._zeros, self._middle, self.group,
-            x.detach() if exact else x.detach().float(), exact, y, isa(), threads(),
-        )  # fmt: skip
+        wide, y = x if exact else x.float(), torch.empty(x.shape[0], self._rows)
+        native.packed_matmul(*self._weights, wide.data_ptr(), x.shape[0], exact, y.data_ptr(), isa(), threads())
         return y if exact else y.to(x.dtype)

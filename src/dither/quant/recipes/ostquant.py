@@ -33,8 +33,8 @@ class OSTQuant(Rotating):
     learn: tuple[str, ...] = LEARNED
     init: str = "klt+hadamard"  # the code's --use_klt
     optimizer: str = "riemannian_adam"
-    lr: float | None = None  # the scripts: 0.0169; SpinQuant's, of cayley_sgd: 1.5
-    lr_scale: float = 0.00179  # the scripts
+    lr: float | None = None  # None: 0.2 in the quick budget, else the scripts' 0.0169; SpinQuant's, of cayley_sgd: 1.5
+    lr_scale: float | None = None  # None: 0.01 in the quick budget, else the scripts' 0.00179
 
     def stages(self) -> Sequence[Part]:
         learning = LearnTransforms(

@@ -49,6 +49,7 @@ from dither.quant.transforms.rotate import Plan, Turnings, block_of
 from dither.special import random_rotation
 
 BUDGETS = {"quick": (40, 2, 512), "normal": (100, 8, 2048), "paper": (100, 32, 2048)}  # steps, sequences a step, tokens of them at most
+RATES = {"quick": (0.2, 0.01), "normal": (0.0169, 0.00179), "paper": (0.0169, 0.00179)}  # of R and S; the scripts', but few steps have to be large
 STARTS = ("klt+hadamard", "hadamard")
 LOSSES = ("kl_top", "cross_entropy")
 OPTIMIZERS = ("riemannian_adam", "cayley_sgd")
@@ -62,8 +63,9 @@ class LearnTransforms(ModelStage):
     """See the module. ``budget``: "quick", "normal" or "paper" says how many steps, sequences a step and tokens of a sequence; ``steps`` and
     ``batch`` say it themselves. ``k_top``: teacher logits that the loss looks at; ``learn``: what is learned, of "R_res", "R_ov", "S" (rotations
     that are not stay where they start, scalings 1). ``init``: "klt+hadamard" or "hadamard". ``optimizer`` of the rotations: "cayley_sgd" is
-    SpinQuant's. ``lr``, ``lr_scale``: of rotations and scalings. ``weights``: what weights are rounded to while nothing else is, where the
-    recipe stores them as something else than a grid. ``online``, ``head_groups``: as `Rotate`'s.
+    SpinQuant's. ``lr``, ``lr_scale``: of rotations and scalings; None takes the budget's (`RATES`; 1.5 of cayley_sgd). ``weights``: what weights
+    are rounded to while nothing else is, where the recipe stores them as something else than a grid. ``online``, ``head_groups``: as
+    `Rotate`'s.
     """
 
     budget: str = "quick"
@@ -74,8 +76,8 @@ class LearnTransforms(ModelStage):
     learn: tuple[str, ...] = LEARNED
     init: str = "klt+hadamard"
     optimizer: str = "riemannian_adam"
-    lr: float | None = None  # 0.0169; 1.5 of cayley_sgd
-    lr_scale: float = 0.00179
+    lr: float | None = None
+    lr_scale: float | None = None
     weights: WeightScheme | None = None
     online: bool = True
     head_groups: bool = True
@@ -283,9 +285,9 @@ class _Work:
         if rotations and self.part.optimizer == "cayley_sgd":
             found.append(CayleySGD(rotations, lr=self.part.lr or 1.5, seed=self.view.seed))
         elif rotations:
-            found.append(RiemannianAdam(rotations, lr=self.part.lr or 0.0169))
+            found.append(RiemannianAdam(rotations, lr=self.part.lr or RATES[self.part.budget][0]))
         if thetas:
-            found.append(RiemannianAdam(thetas, lr=self.part.lr_scale, orthogonal=False))
+            found.append(RiemannianAdam(thetas, lr=self.part.lr_scale or RATES[self.part.budget][1], orthogonal=False))
         return found
 
     def _draws(self) -> Iterator[list[dict[str, Any]]]:

@@ -1,0 +1,153 @@
+// Products with packed rows on AVX512_BF16, for every way of finding bfloat16 numbers in the codes (`Decode`):
+//     bits, block (codes a step), bytes (of a step), digits (vectors of 32 numbers a step), codes (of a 16-bit lane, so vectors of x a step)
+//     load(from, there): a step's bytes;  values(loaded, k): digit k of every lane, as bfloat16
+// Lane l of 16 bits holds codes [l codes, (l + 1) codes) of a step, and x is brought into this order once a call: vector c holds x[l codes + c]. So
+// vdpbf16ps sums pairs of lanes into lanes of 32 bits, which each lie in one group. A float32 x enters as two bfloat16, x = hi + lo + O(2^-17 x).
+#pragma once
+
+#include <immintrin.h>
+
+#include "bfloat16.hpp"
+#include "packed_matmul_row.hpp"
+
+namespace {
+
+template <class Decode>
+int64_t steps(const dither::PackedMatmul& p) { return (p.columns + Decode::block - 1) / Decode::block; }
+
+template <class Decode>
+int64_t values_a_token(const dither::PackedMatmul& p) { return steps<Decode>(p) * Decode::codes * (p.exact ? 64 : 32); }
+
+template <class Decode>
+int64_t ready_bytes(const dither::PackedMatmul& p) { return p.tokens * values_a_token<Decode>(p) * 2; }
+
+// [token][step][code of a lane][hi, lo][32 lanes]
+template <class Decode>
+void prepare(const dither::PackedMatmul& p, void* ready) {
+    uint16_t* to = static_cast<uint16_t*>(ready);
+    for (int64_t t = 0; t < p.tokens; ++t)
+        for (int64_t s = 0; s < steps<Decode>(p); ++s)
+            for (int c = 0; c < Decode::codes; ++c, to += p.exact ? 64 : 32)
+                for (int lane = 0; lane < 32; ++lane) {
+                    const int64_t i = s * Decode::block + lane * Decode::codes + c;
+                    const float x = i < p.columns ? p.x[t * p.columns + i] : 0.0f;
+                    to[lane] = to_bfloat16(x);
+                    if (p.exact) to[32 + lane] = to_bfloat16(x - std::bit_cast<float>(static_cast<uint32_t>(to[lane]) << 16));
+                }
+}
+
+// Every 32-bit lane must lie in one group, and groups and steps must divide one another.
+template <class Decode>
+bool fits(const dither::PackedMatmul& p) {
+    constexpr int64_t lane = 2 * Decode::codes, block = Decode::block;
+    return p.group >= p.columns || (p.group % lane == 0 && (p.group % block == 0 || block % p.group == 0));
+}
+
+inline __mmask16 first_of(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
+
+// The row's scales, and zeros behind the last.
+inline void read_row(const dither::PackedMatmul& p, int64_t o, float* scales) {
+    const int64_t first = o * p.groups;
+    for (int64_t g = 0; g < p.groups; g += 16) {
+        const __mmask16 some = first_of(p.groups - g);
+        const uint16_t* const narrow = static_cast<const uint16_t*>(p.scale) + first + g;
+        __m512 s;
+        switch (p.scale_type) {
+            case dither::ScaleStorage::float32: s = _mm512_maskz_loadu_ps(some, static_cast<const float*>(p.scale) + first + g); break;
+            case dither::ScaleStorage::float16: s = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, narrow)); break;
+            default: s = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, narrow)), 16));
+        }
+        _mm512_storeu_ps(scales + g, s);
+    }
+    _mm512_storeu_ps(scales + p.groups, _mm512_setzero_ps());
+}
+
+// What the zero points take off: sum_g scale zero sum x, sixteen groups at a time.
+inline __m512 zeros_off(const dither::PackedMatmul& p, int64_t o, int64_t t, const float* scales, __m512 total) {
+    for (int64_t g = 0; g < p.groups; g += 16) {
+        const __mmask16 some = first_of(p.groups - g);
+        const __m512 zero = p.zero ? _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, p.zero + o * p.groups + g)))
+                                   : _mm512_set1_ps(p.middle);
+        const __m512 sums = _mm512_maskz_loadu_ps(some, p.sums + t * p.groups + g);
+        total = _mm512_fnmadd_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, scales + g), zero), sums, total);
+    }
+    return total;
+}
+
+// R rows on T tokens: what is loaded of x serves all rows, what is decoded of a row all tokens.
+template <class Decode, bool exact, int R, int T>
+void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_t t0, const float* scales, int64_t scales_next, __m512i group_of) {
+    constexpr int parts = exact ? 2 : 1;
+    const int64_t bytes = dither::packed_stride(p.columns, Decode::bits), next = values_a_token<Decode>(p), count = steps<Decode>(p);
+    const uint8_t* const from = p.packed + o * bytes;
+    const uint16_t* x = static_cast<const uint16_t*>(p.ready) + t0 * next;
+    __m512 total[R][T], sum[R][T];
+    for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t) total[r][t] = sum[r][t] = _mm512_setzero_ps();
+    for (int64_t s = 0; s < count; ++s, x += 32 * Decode::codes * parts) {
+        const int64_t at = s * Decode::bytes, left = bytes - at, width = left < Decode::bytes ? left : Decode::bytes;
+        const __mmask64 there = width >= 64 ? ~__mmask64{0} : (__mmask64{1} << width) - 1;
+        __m512i loaded[R];
+        for (int r = 0; r < R; ++r) loaded[r] = decode.load(from + r * bytes + at, there);
+#pragma GCC unroll 8
+        for (int k = 0; k < Decode::digits; ++k) {
+            __m512bh values[R];
+            for (int r = 0; r < R; ++r) values[r] = reinterpret_cast<__m512bh>(decode.values(loaded[r], k));
+            constexpr int shared = Decode::digits / Decode::codes;  // digits of one code
+            for (int t = 0; t < T; ++t)
+                for (int part = 0; part < parts; ++part) {
+                    const __m512bh input = reinterpret_cast<__m512bh>(_mm512_loadu_si512(x + t * next + 32 * (k / shared * parts + part)));
+                    for (int r = 0; r < R; ++r) sum[r][t] = _mm512_dpbf16_ps(sum[r][t], values[r], input);
+                }
+        }
+        const int64_t end = (s + 1) * Decode::block;
+        if (end % p.group && s + 1 < count && p.group > Decode::block) continue;  // the group goes on
+        const int64_t group = s * Decode::block / p.group;
+        for (int r = 0; r < R; ++r) {
+            const __m512 scale = _mm512_permutexvar_ps(group_of, _mm512_loadu_ps(scales + r * scales_next + group));
+            for (int t = 0; t < T; ++t) {
+                total[r][t] = _mm512_fmadd_ps(scale, sum[r][t], total[r][t]);
+                sum[r][t] = _mm512_setzero_ps();
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t)
+            p.y[(t0 + t) * p.rows + o + r] = _mm512_reduce_add_ps(zeros_off(p, o + r, t0 + t, scales + r * scales_next, total[r][t]));
+}
+
+template <class Decode, bool exact, int R>
+void rows_of(const dither::PackedMatmul& p, const Decode& decode, int64_t o, float* scales, __m512i group_of) {
+    const int64_t next = p.groups + 32;
+    for (int r = 0; r < R; ++r) read_row(p, o + r, scales + r * next);
+    int64_t t = 0;
+    for (; t + 4 <= p.tokens; t += 4) tile<Decode, exact, R, 4>(p, decode, o, t, scales, next, group_of);
+    for (; t < p.tokens; ++t) tile<Decode, exact, R, 1>(p, decode, o, t, scales, next, group_of);
+}
+
+template <class Decode, bool exact>
+void all_rows(const dither::PackedMatmul& p, int64_t first, int64_t last, float* scales) {
+    const Decode decode;
+    alignas(64) int32_t index[16];
+    for (int lane = 0; lane < 16; ++lane) index[lane] = static_cast<int32_t>(p.group >= Decode::block ? 0 : lane * 2 * Decode::codes / p.group);
+    const __m512i group_of = _mm512_load_si512(index);
+    int64_t o = first;
+    for (; o + 2 <= last; o += 2) rows_of<Decode, exact, 2>(p, decode, o, scales, group_of);
+    for (; o < last; ++o) rows_of<Decode, exact, 1>(p, decode, o, scales, group_of);
+}
+
+template <class Decode>
+void rows(const dither::PackedMatmul& p, int64_t first, int64_t last, float* scales) {
+    if (p.exact)
+        all_rows<Decode, true>(p, first, last, scales);
+    else
+        all_rows<Decode, false>(p, first, last, scales);
+}
+
+template <class Decode>
+dither::PackedKernel kernel_if_it_fits(const dither::PackedMatmul& p) {
+    if (!fits<Decode>(p)) return {nullptr, nullptr, nullptr};
+    return {ready_bytes<Decode>, prepare<Decode>, rows<Decode>};
+}
+
+}  // namespace

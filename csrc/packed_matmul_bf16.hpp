@@ -81,6 +81,12 @@ void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_
     const int64_t bytes = dither::packed_stride(p.columns, Decode::bits), next = values_a_token<Decode>(p), count = steps<Decode>(p);
     const uint8_t* const from = p.packed + o * bytes;
     const uint16_t* x = static_cast<const uint16_t*>(p.ready) + t0 * next;
+    // scales come in at the end of a group, or of a step that holds several
+    const bool long_groups = p.group > Decode::block;
+    const int64_t steps_a_group = !long_groups ? 1 : p.group >= p.columns ? count : p.group / Decode::block;
+    const int64_t groups_a_step = long_groups ? 1 : Decode::block / p.group;
+    int64_t group = 0, until = steps_a_group;
+    const int64_t ahead = R * bytes * ((4096 + R * bytes - 1) / (R * bytes));  // the same place some 4 KiB of rows on: the next ones are fetched meanwhile
     __m512 total[R][T], sum[R][T];
     for (int r = 0; r < R; ++r)
         for (int t = 0; t < T; ++t) total[r][t] = sum[r][t] = _mm512_setzero_ps();
@@ -88,7 +94,10 @@ void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_
         const int64_t at = s * Decode::bytes, left = bytes - at, width = left < Decode::bytes ? left : Decode::bytes;
         const __mmask64 there = width >= 64 ? ~__mmask64{0} : (__mmask64{1} << width) - 1;
         __m512i loaded[R];
-        for (int r = 0; r < R; ++r) loaded[r] = decode.load(from + r * bytes + at, there);
+        for (int r = 0; r < R; ++r) {
+            loaded[r] = decode.load(from + r * bytes + at, there);
+            if (Decode::bytes == 64 || at % 64 < Decode::bytes) _mm_prefetch(reinterpret_cast<const char*>(from + r * bytes + at + ahead), _MM_HINT_T0);
+        }
 #pragma GCC unroll 8
         for (int k = 0; k < Decode::digits; ++k) {
             __m512bh values[R];
@@ -100,9 +109,8 @@ void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_
                     for (int r = 0; r < R; ++r) sum[r][t] = _mm512_dpbf16_ps(sum[r][t], values[r], input);
                 }
         }
-        const int64_t end = (s + 1) * Decode::block;
-        if (end % p.group && s + 1 < count && p.group > Decode::block) continue;  // the group goes on
-        const int64_t group = s * Decode::block / p.group;
+        if (--until && s + 1 < count) continue;
+        until = steps_a_group;
         for (int r = 0; r < R; ++r) {
             const __m512 scale = _mm512_permutexvar_ps(group_of, _mm512_loadu_ps(scales + r * scales_next + group));
             for (int t = 0; t < T; ++t) {
@@ -110,6 +118,7 @@ void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_
                 sum[r][t] = _mm512_setzero_ps();
             }
         }
+        group += groups_a_step;
     }
     for (int r = 0; r < R; ++r)
         for (int t = 0; t < T; ++t)

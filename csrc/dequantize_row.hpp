@@ -10,13 +10,6 @@
 
 namespace {
 
-inline float code_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits) {
-    const int64_t bit = i * bits;
-    const uint8_t* p = row + bit / 8;
-    const unsigned two = p[0] | (p + 1 < end ? p[1] << 8 : 0);
-    return static_cast<float>((two >> bit % 8) & ((1u << bits) - 1));
-}
-
 template <class Unpack>
 void dequantize_row(const dither::DequantizeProblem& p, int64_t row) {
     constexpr int L = Unpack::lanes;
@@ -47,7 +40,7 @@ void dequantize_row(const dither::DequantizeProblem& p, int64_t row) {
                     unpack.store_float32(source, scale, zero, reinterpret_cast<float*>(to) + i);
             }
         }
-        for (; i < last; ++i) put(to, i, scale * (code_at(from, end, i, p.bits) - zero), p.bfloat16);
+        for (; i < last; ++i) put(to, i, scale * (dither::code_at(from, end, i, p.bits) - zero), p.bfloat16);
     }
 }
 

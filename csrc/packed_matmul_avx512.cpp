@@ -1,38 +1,18 @@
+#include "codes_avx512.hpp"
 #include "packed_matmul_row.hpp"
 #include "simd_avx512.hpp"
 
 namespace {
 
-// Sixteen codes, as in dequantize_avx512.cpp.
-struct Codes {
-    static constexpr int reach = 16;
-    __m512i bytes, shifts, mask;
-
-    explicit Codes(int bits) {
-        alignas(64) uint8_t index[64];
-        alignas(64) int shift[16];
-        for (int l = 0; l < 16; ++l) {
-            const int byte = l * bits / 8;
-            shift[l] = l * bits % 8;
-            index[4 * l] = static_cast<uint8_t>(byte);
-            index[4 * l + 1] = static_cast<uint8_t>(byte + 1 < 16 ? byte + 1 : 0x80);
-            index[4 * l + 2] = index[4 * l + 3] = 0x80;  // zero
-        }
-        bytes = _mm512_load_si512(index);
-        shifts = _mm512_load_si512(shift);
-        mask = _mm512_set1_epi32((1 << bits) - 1);
-    }
-
-    F32 values(const uint8_t* source) const {
-        const __m512i stream = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
-        return {_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(_mm512_shuffle_epi8(stream, bytes), shifts), mask))};
-    }
+struct Vectors : Codes {
+    using Codes::Codes;
+    F32 values(const uint8_t* source) const { return {floats(source)}; }
 };
 
 }  // namespace
 
 namespace dither {
 
-PackedKernel packed_kernel_avx512() { return {nullptr, nullptr, packed_rows<Codes, F32>}; }
+PackedKernel packed_kernel_avx512() { return {nullptr, nullptr, packed_rows<Vectors, F32>}; }
 
 }  // namespace dither

@@ -10,13 +10,6 @@
 
 namespace {
 
-inline float code_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits) {
-    const int64_t bit = i * bits;
-    const uint8_t* p = row + bit / 8;
-    const unsigned two = p[0] | (p + 1 < end ? p[1] << 8 : 0);
-    return static_cast<float>((two >> bit % 8) & ((1u << bits) - 1));
-}
-
 inline float from_half(uint16_t h) {  // any finite one
     const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
     const float magnitude = std::bit_cast<float>(rest << 13) * 0x1p112f;  // the exponent's bias moves from 15 to 127; subnormals come out right
@@ -80,7 +73,7 @@ void row_of_tokens(const dither::PackedMatmul& p, const Codes& codes, int64_t o,
             for (int t = 0; t < T; ++t) total[t] = V::fmadd(scale, sum[t], total[t]);
         }
         for (; i < last; ++i) {
-            const float weight = scales[g] * code_at(from, end, i, p.bits);
+            const float weight = scales[g] * dither::code_at(from, end, i, p.bits);
             for (int t = 0; t < T; ++t) rest[t] += weight * p.x[(t0 + t) * p.columns + i];
         }
     }

@@ -8,6 +8,14 @@ namespace dither {
 
 inline int64_t packed_stride(int64_t columns, int bits) { return (columns * bits + 31) / 32 * 4; }
 
+// Code i of a row; nothing at or behind `end` is read.
+inline float code_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits) {
+    const int64_t bit = i * bits;
+    const uint8_t* p = row + bit / 8;
+    const unsigned two = p[0] | (p + 1 < end ? p[1] << 8 : 0);
+    return static_cast<float>((two >> bit % 8) & ((1u << bits) - 1));
+}
+
 void pack_rows(const uint8_t* codes, int64_t rows, int64_t columns, int bits, uint8_t* packed, int threads);
 void unpack_rows(const uint8_t* packed, int64_t rows, int64_t columns, int bits, uint8_t* codes, int threads);
 

@@ -1,0 +1,35 @@
+// Eight codes, which lie in at most eight bytes, to 32-bit lanes; see codes_avx512.hpp. Include only in files compiled for AVX2.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+struct Codes {
+    static constexpr int lanes = 8, reach = 16;
+    __m256i bytes, shifts, mask;
+
+    explicit Codes(int bits) {
+        alignas(32) uint8_t index[32];
+        alignas(32) int shift[8];
+        for (int l = 0; l < 8; ++l) {
+            const int byte = l * bits / 8;
+            shift[l] = l * bits % 8;
+            index[4 * l] = static_cast<uint8_t>(byte);
+            index[4 * l + 1] = static_cast<uint8_t>(byte + 1);
+            index[4 * l + 2] = index[4 * l + 3] = 0x80;  // zero
+        }
+        bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(index));
+        shifts = _mm256_load_si256(reinterpret_cast<const __m256i*>(shift));
+        mask = _mm256_set1_epi32((1 << bits) - 1);
+    }
+
+    __m256 floats(const uint8_t* source) const {
+        const __m256i stream = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+        return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(stream, bytes), shifts), mask));
+    }
+};
+
+}  // namespace

@@ -13,6 +13,7 @@ import dither
 import tiny_models
 from dither.formats import Int, group, tile
 from dither.graph import discover
+from dither.quant import block
 from dither.quant.experts import opened
 from dither.quant.recipe import Chain
 from dither.quant.recipes import AWQ, GPTQ, RTN, VPTQ, FlexRound
@@ -220,3 +221,17 @@ def test_an_expert_without_tokens_is_rounded_to_nearest() -> None:
     assert layer.fallback is None or "calibration tokens" in layer.fallback
     with torch.no_grad():
         assert bool(torch.isfinite(result.model(TOKENS)[0]).all())
+
+
+def test_the_float_pass_bounds_what_it_holds_of_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = block_of("mixtral")
+    plain = dither.quantize(model, AWQ(bits=4, group=16), TOKENS)
+    assert not any("not gathered" in note for note in plain.report.notes)
+    monkeypatch.setattr(block, "MOST_OF_EXPERTS", 1000)
+    bounded = dither.quantize(model, AWQ(bits=4, group=16), TOKENS)
+    assert any("not gathered" in note for note in bounded.report.notes)
+    rows = {row.name: row.tokens for row in bounded.report.layers}
+    assert all(tokens == 0 for name, tokens in rows.items() if "experts" in name) and any(rows.values())
+    chained = Chain(AWQ(bits=4, group=16, round=False), GPTQ(bits=4, group=16))
+    rounded = dither.quantize(model, chained, TOKENS)
+    assert all(row.tokens > 0 for row in rounded.report.layers)  # the rounded pass takes experts one by one

@@ -25,12 +25,14 @@ from dither.quant.context import Context
 from dither.quant.layer_work import LayerWork
 from dither.quant.outcome import Event, peak_memory
 from dither.quant.parts import BlockRounding, BlockView
-from dither.quant.slices import Place, Slices, places
+from dither.quant.slices import Place, Slices, gathered_bytes, places
 from dither.quant.statistics import Statistics
 from dither.quant.streams import Streams, float_pass, rounded_pass
 from dither.quant.surroundings import check_attention
 from dither.quant.unit import Unit
 from dither.quant.walker import Call, run
+
+MOST_OF_EXPERTS = 1 << 30  # bytes of a block's experts' statistics in the float pass; the rounded pass holds one expert's at a time
 
 
 class BlockWork:
@@ -107,6 +109,7 @@ class BlockWork:
             *(t.needs for t in recipe.transforms),
             () if recipe.rounding.needs and not recipe.rounds_on_float else recipe.rounding.needs | recipe.grid.needs,
         )
+        at = self._affordable(view, at, needs)
         captured = {name for t in recipe.transforms for name in t.captures(view)}
         tokens = max((t.tokens for t in recipe.transforms), default=0)
         runner = copy.deepcopy(view.module).to(self.compute)
@@ -115,6 +118,15 @@ class BlockWork:
             view.float_calls = calls
         streams.float = float_pass(view, runner, calls, at, needs, sorted(captured), tokens)
         models.empty(runner)
+
+    def _affordable(self, view: BlockView, at: Sequence[Place], needs: frozenset[str]) -> list[Place]:
+        """The places, without those of experts where the statistics of all experts, which the float pass holds at once, would take too much."""
+        stacks = {n: view.structure.layer(n) for place in at if place.expert is not None for n in place.layers}
+        taken = sum(gathered_bytes(layer, needs) for layer in stacks.values())
+        if taken <= MOST_OF_EXPERTS:
+            return list(at)
+        view.notes.append(f"what the experts of a block read is not gathered in the float pass: it would take {taken / 2**30:.1f} GiB at once")
+        return [place for place in at if place.expert is None]
 
     def _rounded(self, work: LayerWork, at: Sequence[Place], streams: Streams) -> None:
         """Round place by place on the activations of the model as rounded so far."""

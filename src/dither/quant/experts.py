@@ -106,11 +106,14 @@ def _without_padding(forward: Callable[..., Any], mask: Mask) -> Callable[..., A
         def cut(value: Any) -> Any:
             return value[real] if isinstance(value, Tensor) and value.dim() and len(value) == len(real) else value
 
+        def whole(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.dim() or len(value) != int(real.sum()):
+                raise ValueError("experts returned something else than one row a token; give calibration batches without padding")
+            filled = value.new_zeros(len(real), *value.shape[1:])
+            filled[real] = value
+            return filled
+
         out = forward(*(cut(a) for a in args), **{k: cut(v) for k, v in kwargs.items()})
-        if not isinstance(out, Tensor) or len(out) != int(real.sum()):
-            raise TypeError(f"experts returned {type(out).__name__} where one row a token was expected")
-        whole = out.new_zeros(len(real), *out.shape[1:])
-        whole[real] = out
-        return whole
+        return tuple(whole(value) for value in out) if isinstance(out, tuple) else whole(out)
 
     return run

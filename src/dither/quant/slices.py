@@ -15,7 +15,7 @@ from dither.formats import QTensor, Scheme, WeightScheme
 from dither.graph import Layer, Structure
 from dither.quant.outcome import powers
 from dither.quant.parts import Rounded
-from dither.quant.statistics import Statistics
+from dither.quant.statistics import HESSIAN, ROWS, Statistics
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,17 @@ def places(structure: Structure, block: nn.Module, schemes: dict[str, WeightSche
             for e in range(layers[0].shape[0]):
                 found.append(((first, e, group), Place(tuple(x.name for x in layers), e)))
     return [place for _, place in sorted(found, key=lambda item: item[0])]
+
+
+def rows_kept(count: int) -> int:
+    """How many inputs of each of ``count`` slices are kept, where they are all gathered at once: together about as many as of another layer."""
+    return max(64, 2048 // count)
+
+
+def gathered_bytes(layer: Layer, needs: frozenset[str]) -> int:
+    """What the statistics of all experts of a stack take together."""
+    count, features = layer.shape[0], layer.in_features
+    return count * features * ((8 * features if HESSIAN in needs else 0) + (4 * rows_kept(count) if ROWS in needs else 0))
 
 
 def slice_count(layer: Layer, module: nn.Module) -> int:

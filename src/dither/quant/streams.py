@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dither.graph import Layer
 from dither.quant.experts import opened
 from dither.quant.parts import BlockView
-from dither.quant.slices import Place
+from dither.quant.slices import Place, rows_kept
 from dither.quant.statistics import Statistics, slice_inputs
 from dither.quant.walker import Call, mask_at_work, run, run_paused
 
@@ -65,7 +65,8 @@ def float_pass(
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             rows = slice_inputs(module, args[0], current[0].mask)
             if not gathered:
-                gathered.extend(Statistics(x.shape[-1], needs) for x in rows)
+                count = len(rows) if place.expert is None else view.structure.layer(place.layers[0]).shape[0]
+                gathered.extend(Statistics(x.shape[-1], needs, rows_kept(count)) for x in rows)
                 if place.expert is None and len(rows) == 1:
                     view.statistics.update(dict.fromkeys(place.layers, gathered[0]))
                 else:

@@ -30,7 +30,7 @@ class SmoothQuant(Method):
     group: int | None = None
     sym: str | bool = True
     act_bits: int | None = 8
-    alpha: float = 0.5  # section 4; 0.75 for models with more outliers (GLM-130B), 0.85 for Llama in the authors' code
+    alpha: float = 0.5  # section 4; 0.75 and more for models with more outliers
     everywhere: bool = False
     gqa: bool = False
     round: bool = True

@@ -28,19 +28,14 @@ void dequantize_row(const dither::DequantizeProblem& p, int64_t row) {
             const uint8_t* bytes = from + first / L * step;
             for (; i + L <= last; i += L, bytes += step) {
                 uint8_t tail[Unpack::reach];
-                const uint8_t* source = bytes;
-                if (end - bytes < Unpack::reach) {  // never read past the last row
-                    std::memset(tail, 0, sizeof tail);
-                    std::memcpy(tail, bytes, end - bytes);
-                    source = tail;
-                }
+                const uint8_t* const source = readable(bytes, end, tail);
                 if (p.bfloat16)
                     unpack.store_bfloat16(source, scale, zero, reinterpret_cast<uint16_t*>(to) + i);
                 else
                     unpack.store_float32(source, scale, zero, reinterpret_cast<float*>(to) + i);
             }
         }
-        for (; i < last; ++i) put(to, i, scale * (dither::code_at(from, end, i, p.bits) - zero), p.bfloat16);
+        for (; i < last; ++i) put(to, i, scale * (code_at(from, end, i, p.bits) - zero), p.bfloat16);
     }
 }
 

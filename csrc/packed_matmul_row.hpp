@@ -60,20 +60,14 @@ void row_of_tokens(const dither::PackedMatmul& p, const Codes& codes, int64_t o,
             const uint8_t* bytes = from + first / L * step;
             for (; i + L <= last; i += L, bytes += step) {
                 uint8_t tail[Codes::reach];
-                const uint8_t* source = bytes;
-                if (end - bytes < Codes::reach) {  // never read past the last row
-                    std::memset(tail, 0, sizeof tail);
-                    std::memcpy(tail, bytes, end - bytes);
-                    source = tail;
-                }
-                const V c = codes.values(source);
+                const V c = codes.values(readable(bytes, end, tail));
                 for (int t = 0; t < T; ++t) sum[t] = V::fmadd(c, V::load(p.x + (t0 + t) * p.columns + i), sum[t]);
             }
             const V scale = V::set1(scales[g]);
             for (int t = 0; t < T; ++t) total[t] = V::fmadd(scale, sum[t], total[t]);
         }
         for (; i < last; ++i) {
-            const float weight = scales[g] * dither::code_at(from, end, i, p.bits);
+            const float weight = scales[g] * code_at(from, end, i, p.bits);
             for (int t = 0; t < T; ++t) rest[t] += weight * p.x[(t0 + t) * p.columns + i];
         }
     }

@@ -3,10 +3,19 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace dither {
 
 inline int64_t packed_stride(int64_t columns, int bits) { return (columns * bits + 31) / 32 * 4; }
+
+void pack_rows(const uint8_t* codes, int64_t rows, int64_t columns, int bits, uint8_t* packed, int threads);
+void unpack_rows(const uint8_t* packed, int64_t rows, int64_t columns, int bits, uint8_t* codes, int threads);
+
+}  // namespace dither
+
+// What files of several instruction sets include must not be shared between them by the linker: hence no external linkage.
+namespace {
 
 // Code i of a row; nothing at or behind `end` is read.
 inline float code_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits) {
@@ -16,7 +25,13 @@ inline float code_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits
     return static_cast<float>((two >> bit % 8) & ((1u << bits) - 1));
 }
 
-void pack_rows(const uint8_t* codes, int64_t rows, int64_t columns, int bits, uint8_t* packed, int threads);
-void unpack_rows(const uint8_t* packed, int64_t rows, int64_t columns, int bits, uint8_t* codes, int threads);
+// `from`, or a copy in `tail` padded with zeros where `reach` bytes from there would go beyond `end`.
+template <int reach>
+inline const uint8_t* readable(const uint8_t* from, const uint8_t* end, uint8_t (&tail)[reach]) {
+    if (end - from >= reach) return from;
+    std::memset(tail, 0, reach);
+    std::memcpy(tail, from, end - from);
+    return tail;
+}
 
-}  // namespace dither
+}  // namespace

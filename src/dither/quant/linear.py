@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dither import kernels
 from dither.formats import Int, QTensor, Scheme, WeightScheme
+from dither.kernels.extension import extension
 from dither.quant.inputs import InputRounding
 
 FEW_ROWS = 8  # up to which products with codes are faster than decoding and multiplying
@@ -76,7 +77,7 @@ class QuantWeight(nn.Module):
     def multiplies_codes(self) -> bool:
         """Whether products of a few rows need no decoded weight."""
         codes = self._buffers.get("codes")
-        return codes is not None and codes.device.type == "cpu" and _multiplies_codes(self.scheme) and kernels.backend() != "reference"
+        return codes is not None and codes.device.type == "cpu" and _multiplies_codes(self.scheme) and extension() is not None
 
     def packed(self) -> kernels.PackedMatrix:
         """The stored tensors as the kernel takes them, made once; beside them it holds the zero points, one byte a group."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from dither.formats import QTensor, Scheme, WeightScheme
 from dither.graph import Layer, Structure
@@ -66,7 +67,8 @@ def slice_count(layer: Layer, module: nn.Module) -> int:
     """How many slices a layer of ``module`` has: 1 for most."""
     if layer.kind == "experts":
         return layer.shape[0]
-    return int(module.get_submodule(layer.name).groups) if layer.kind == "conv" else 1  # type: ignore[arg-type]
+    owner = module.get_submodule(layer.name)
+    return owner.groups if isinstance(owner, _ConvNd) else 1
 
 
 def is_separable(scheme: WeightScheme) -> bool:

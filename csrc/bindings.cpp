@@ -1,6 +1,6 @@
 // The Python face of the kernels. Shapes, dtypes, strides and index ranges are checked in dither/kernels/*.py before they come here.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include "bindings.hpp"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -21,15 +21,11 @@
 #include "partial.hpp"
 #include "round.hpp"
 
-namespace nb = nanobind;
 using namespace nb::literals;
+using dither::Matrix;
+using dither::Vector;
 
 namespace {
-
-template <class T>
-using Vector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // heads' queries, keys or values: any strides but for the last axis, which is dense (checked in Python)
 using Heads = nb::ndarray<const int16_t, nb::ndim<4>, nb::device::cpu>;

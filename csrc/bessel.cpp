@@ -63,6 +63,11 @@ void run_chunk(const BesselProblem& p, const BesselKernel& kernel, int64_t from,
             kernel.classify(last_v, last_x, c.region + whole, bessel_lanes);
         }
     }
+    const bool alone = std::all_of(c.region + 1, c.region + n, [&](uint8_t r) { return r == c.region[0]; });
+    if (alone && n % bessel_lanes == 0 && c.region[0] != static_cast<uint8_t>(BesselRegion::limit)) {  // nothing to sort
+        kernel.run(static_cast<BesselRegion>(c.region[0]), p.second, p.tables, v, x, p.value + from, p.ratio ? p.ratio + from : nullptr, n);
+        return;
+    }
     int64_t count[regions] = {}, start[regions], next[regions];
     for (int64_t i = 0; i < n; ++i) ++count[c.region[i]];
     int64_t at = 0;

@@ -65,16 +65,17 @@ Pair debye(const BesselTables& t, F64 v, F64 x) {
     const F64 s = double_horner<terms>(t.u, tau, signed_y) * signed_y;
 
     // asinh(v/x) = log((p + w) / q) = high + low
-    F64 top_low, a, ka, b, kb, m_low, high, low;
+    F64 top_low, a, ka, b, kb, m_low, low;
     const F64 top = sum(p, w, top_low);
     split(top, a, ka);
     split(x, b, kb);
     const F64 quotient = a / b, once = product(quotient, b, m_low);
     const F64 rest = (((a - once) - m_low) + (top_low + w_low) * times_power(one, zero - ka)) / a;
-    const F64 m = F64::select_lt(quotient, one, quotient + quotient, quotient);
-    const F64 k = ka - kb + shift - F64::select_lt(quotient, one, one, zero);
+    const F64 least = F64::set1(0.75), most = F64::set1(1.5);
+    const F64 m = F64::select_lt(quotient, least, quotient + quotient, F64::select_lt(most, quotient, half * quotient, quotient));
+    const F64 k = ka - kb + shift - F64::select_lt(quotient, least, one, F64::select_lt(most, quotient, zero - one, zero));
     const Log log{t.logs};
-    log.parts(m, k, rest, high, low);
+    const F64 high = log.log<true>(m, k, rest, low);
 
     F64 turned_low, main_low;
     const F64 turned = product(v, high, turned_low);
@@ -121,7 +122,7 @@ Pair small_i(const BesselTables& t, F64 v, F64 x) {
 inline Pair temme(const BesselTables& t, F64 v, F64 x) {
     const F64 zero = F64::set1(0), one = F64::set1(1), two = F64::set1(2);
     const Log log{t.logs};
-    const F64 log_half = log(x) - F64::set1(t.logs[128 * 3 + 1] + t.logs[128 * 3 + 2]);
+    const F64 log_half = log(x) - F64::set1(log.two_high() + log.two_low());
     const F64 half = F64::select_lt(x, F64::set1(0x1p-1021), F64::set1(0x1p-1022), F64::set1(0.5) * x);
     const F64 whole = floor(v), f = v - whole, a = F64::min(f, one - f), aa = a * a;
     const F64 exponent = two * a * log_half, power = log.exp(exponent);
@@ -134,17 +135,21 @@ inline Pair temme(const BesselTables& t, F64 v, F64 x) {
     const F64 growth = F64::select_lt(F64::set1(1e-290), a, zero - log.exp_minus_1(exponent) / (two * a), zero - log_half);
     F64 term = (growth * even - F64::set1(0.5) * (one + power) * odd) / (upper * lower);
     F64 p = F64::set1(0.5) * power / lower, q = F64::set1(0.5) / upper;
+    // everything times (1 - aa) ... (k k - aa), which is divided out at the end
     const F64 square = half * half;
-    F64 c = one, first = term, other = p;
+    F64 c = one, first = term, other = p, divisor = one;
     for (int k = 1; k <= 12; ++k) {
-        const F64 count = F64::set1(k), inverse = one / (F64::set1(k * k) - aa);
-        term = (F64::fmadd(count, term, p) + q) * inverse;
-        p = p * ((count - a) * inverse);
-        q = q * ((count + a) * inverse);
+        const F64 count = F64::set1(k), factor = F64::set1(k * k) - aa;
+        term = F64::fmadd(count, term, p) + q;
+        p = p * (count - a);
+        q = q * (count + a);
         c = c * (square * F64::set1(1.0 / k));
-        first = F64::fmadd(c, term, first);
-        other = F64::fmadd(c, F64::fnmadd(count, term, p), other);
+        divisor = divisor * factor;
+        first = F64::fmadd(first, factor, c * term);
+        other = F64::fmadd(other, factor, c * F64::fnmadd(count, term, p));
     }
+    first = first / divisor;
+    other = other / divisor;
     const F64 middle = F64::set1(0.5);
     F64 g = F64::select_lt(middle, f, other / power, first);
     F64 below = F64::select_lt(middle, f, first * (half / power), other / half);
@@ -156,18 +161,37 @@ inline Pair temme(const BesselTables& t, F64 v, F64 x) {
     return {F64::fnmadd(v, log_half, log(g)), below / g};
 }
 
+// cosh(j s) for j = 0, 1, ...: cosh s - 1 comes without cancellation, so that small s keep their digits (Reinsch)
+struct Cosines {
+    F64 twice, step, value;
+
+    Cosines(const Log& log, F64 s) : value(F64::set1(1)) {
+        const F64 grown = log.exp_minus_1(s);  // cosh s - 1 = (e^s - 1)^2 / (2 e^s)
+        twice = grown * grown / (F64::set1(1) + grown);
+        step = F64::set1(-0.5) * twice;
+    }
+    void advance() {
+        step = F64::fmadd(twice, value, step);
+        value = value + step;
+    }
+};
+
 template <int nodes, bool with_ratio>
 Pair trapezoid(const BesselTables& t, F64 v, F64 x) {
     const Log log{t.logs};
-    F64 total = F64::set1(1), shifted = F64::set1(1);
+    const F64 h = F64::set1(t.nodes[2]), one = F64::set1(1);
+    Cosines same(log, v * h), below(log, (v - one) * h);
+    F64 total = F64::set1(0.5), shifted = total;
     for (int j = 1; j < nodes; ++j) {
-        const double* const node = t.nodes + 4 * j;
-        const F64 vt = v * F64::set1(node[0]), drop = x * F64::set1(node[1]);
-        const F64 rising = log.exp(vt - drop), falling = log.exp(F64::set1(0) - vt - drop);
-        total = total + (rising + falling);
-        if constexpr (with_ratio) shifted = shifted + F64::fmadd(rising, F64::set1(node[2]), falling * F64::set1(node[3]));
+        const F64 falling = log.exp(F64::set1(0) - x * F64::set1(t.nodes[2 * j + 1]));
+        same.advance();
+        total = F64::fmadd(falling, same.value, total);
+        if constexpr (with_ratio) {
+            below.advance();
+            shifted = F64::fmadd(falling, below.value, shifted);
+        }
     }
-    return {log(total * F64::set1(0.0625)) - x, shifted / total};
+    return {log(total * h) - x, shifted / total};
 }
 
 template <class F>

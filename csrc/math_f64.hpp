@@ -11,16 +11,23 @@ inline F64 sum(F64 a, F64 b, F64& error) {
     return s;
 }
 
-// `logs`: [129, 3] of dither/special/bessel_tables.py: 1 / m to ten bits, -log of that in two parts; log 2 in the last row
+// `logs`: [3, 33] of dither/special/bessel_tables.py: by nearest multiple of 1/32, 1 / m to ten bits and -log of that in two parts, whose high
+// parts are multiples of 2^-42; in the last column the same of 1/2
 struct Log {
     const double* logs;
 
-    // log(m 2^k (1 + rest)) = high + low for m in [1, 2), to about 2^-66
-    void parts(F64 m, F64 k, F64 rest, F64& high, F64& low) const {
-        const F64 row = floor((m - F64::set1(1)) * F64::set1(128)) * F64::set1(3);
+    double two_high() const { return logs[2 * 33 - 1]; }
+    double two_low() const { return logs[3 * 33 - 1]; }
+
+    // log(m 2^k (1 + rest)) = high + low for m in [0.75, 1.5], to about 2^-70, or one rounding of it
+    template <bool two_parts>
+    F64 log(F64 m, F64 k, F64 rest, F64& low) const {
+        const Row row(m);
         F64 r_low;
-        const F64 r = product(m, gather(logs, row), r_low) - F64::set1(1);
-        F64 tail = F64::set1(-1.0 / 10);
+        const F64 r = product(m, row.of(logs), r_low) - F64::set1(1);
+        F64 tail = F64::set1(-1.0 / 12);
+        tail = F64::fmadd(tail, r, F64::set1(1.0 / 11));
+        tail = F64::fmadd(tail, r, F64::set1(-1.0 / 10));
         tail = F64::fmadd(tail, r, F64::set1(1.0 / 9));
         tail = F64::fmadd(tail, r, F64::set1(-1.0 / 8));
         tail = F64::fmadd(tail, r, F64::set1(1.0 / 7));
@@ -28,20 +35,28 @@ struct Log {
         tail = F64::fmadd(tail, r, F64::set1(1.0 / 5));
         tail = F64::fmadd(tail, r, F64::set1(-1.0 / 4));
         tail = F64::fmadd(tail, r, F64::set1(1.0 / 3));
-        tail = F64::fmadd(tail, r, F64::set1(-1.0 / 2));
         F64 error;  // k log 2 + -log c is exact in the high parts
-        const F64 s = sum(F64::fmadd(k, F64::set1(logs[128 * 3 + 1]), gather(logs + 1, row)), r, error);
-        const F64 small = F64::fmadd(k, F64::set1(logs[128 * 3 + 2]), gather(logs + 2, row)) + F64::fnmadd(r_low, r, r_low);
-        error = error + (small + F64::fmadd(tail, r * r, rest));
-        high = s + error;
-        low = (s - high) + error;
+        const F64 s = sum(F64::fmadd(k, F64::set1(two_high()), row.of(logs + 33)), r, error);
+        const F64 small = F64::fmadd(k, F64::set1(two_low()), row.of(logs + 66)) + F64::fnmadd(r_low, r, r_low) + rest;
+        const F64 minus_half = F64::set1(-0.5);
+        if constexpr (!two_parts) {
+            tail = F64::fmadd(tail, r, minus_half);
+            return s + (error + F64::fmadd(tail, r * r, small));
+        } else {  // r^2 / 2 is large enough for its own rounding to matter
+            F64 square_low, more;
+            const F64 square = product(r, r, square_low);
+            const F64 t = sum(s, minus_half * square, more);
+            error = (error + more) + F64::fmadd(minus_half, square_low, F64::fmadd(tail, r * square, small));
+            const F64 high = t + error;
+            low = (t - high) + error;
+            return high;
+        }
     }
 
     F64 operator()(F64 a, F64 rest = F64::set1(0)) const {  // log(a (1 + rest)), a > 0
-        F64 m, k, high, low;
+        F64 m, k, none;
         split(a, m, k);
-        parts(m, k, rest, high, low);
-        return high;
+        return log<false>(m, k, rest, none);
     }
 
     F64 plus_1(F64 a) const {  // log(1 + a), a > -1
@@ -53,7 +68,7 @@ struct Log {
     // a = k log 2 + r, |r| <= log 2 / 2; returns exp(r) - 1
     F64 reduced(F64 a, F64& k) const {
         k = F64::round(a * F64::set1(1.4426950408889634));
-        const F64 r = F64::fnmadd(k, F64::set1(logs[128 * 3 + 2]), F64::fnmadd(k, F64::set1(logs[128 * 3 + 1]), a));
+        const F64 r = F64::fnmadd(k, F64::set1(two_low()), F64::fnmadd(k, F64::set1(two_high()), a));
         F64 tail = F64::set1(1.0 / 6227020800);  // 1 / 13!
         tail = F64::fmadd(tail, r, F64::set1(1.0 / 479001600));
         tail = F64::fmadd(tail, r, F64::set1(1.0 / 39916800));

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bessel_oracle import exact, mixed_error
+from dither.claims.bessel_oracle import exact, mixed_error
 from dither.cli.main import main
 
 

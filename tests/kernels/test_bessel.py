@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bessel_oracle import exact, mixed_error, relative_error
+from dither.claims.bessel_oracle import exact, mixed_error, relative_error
 from dither.kernels.bessel import REGIONS, BesselTables, log_bessel
 from dither.kernels.bessel_reference import classify
 from dither.special.bessel_tables import bessel_tables

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bessel_oracle import exact, mixed_error, relative_error
+from dither.claims.bessel_oracle import exact, mixed_error, relative_error
 from dither.special import bessel_ratio, log_iv, log_kv
 from dither.special.bessel_regions import regions_of
 from dither.special.bessel_slopes import ratio_slope

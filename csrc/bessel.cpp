@@ -107,7 +107,7 @@ void log_bessel(const BesselProblem& p, Isa isa, [[maybe_unused]] int threads) {
     {
         const Scratch memory = allocate(sizeof(Chunk));
         Chunk& chunk = *reinterpret_cast<Chunk*>(memory.get());
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (int64_t c = 0; c < chunks; ++c) run_chunk(p, kernel, c * bessel_chunk, std::min(bessel_chunk, p.n - c * bessel_chunk), chunk);
     }
 }

@@ -24,7 +24,7 @@ def float8_matmul(x: Tensor, packed: Tensor, scale: Tensor, input_scale: str = "
     """``x [T, I]`` bfloat16, float16 or float32, ``packed [O, stride]`` uint8 bit patterns of e4m3 (finite, with NaN), ``scale [O, 1]`` or ``[1, 1]``
     float16, bfloat16 or float32 -> ``[T, O]`` in the type of x. ``input_scale``: what the scales of rows are rounded to.
 
-    Rows with NaN or inf become NaN. No gradients. Raises ValueError for other shapes, dtypes and devices, RuntimeError where the device has no float8.
+    Rows with NaN or inf become NaN. No gradients. Raises ValueError for other shapes, dtypes and devices, RuntimeError where the device lacks float8.
     """
     check("x", x, (None, None), TYPES)
     check("packed", packed, (None, packed_stride(x.shape[1], 8)), (torch.uint8,))

@@ -4,8 +4,8 @@
     dither::int8_matmul(x, packed, scale, zero, input_scale)
     dither::float8_matmul(x, packed, scale, input_scale)
 
-On CUDA tensors they are the Triton kernels; on the CPU the C++ kernel of `dither.kernels.packed_matmul`, and float64 sums for the other two. None has a
-gradient: weights are few-bit codes, and a layer that is to be trained through decodes them first.
+On CUDA tensors they are the Triton kernels; on the CPU the C++ kernel of `dither.kernels.packed_matmul`, and float64 sums for the other two. None
+has a gradient: weights are few-bit codes, and a layer that is to be trained through decodes them first.
 """
 
 from __future__ import annotations

@@ -52,10 +52,7 @@ def decoded_tile(
     inside = rows[:, None] < outputs
     column = start * BITS // 8 + tl.arange(0, BYTES)
     byte = tl.load(packed + rows[:, None] * stride + column[None, :], mask=inside & (column[None, :] < stride), other=0)
-    if GROUP == 0:
-        group = tl.zeros([COUNT], tl.int32)
-    else:
-        group = (start + tl.arange(0, COUNT) * SUB) // GROUP
+    group = tl.zeros([COUNT], tl.int32) if GROUP == 0 else (start + tl.arange(0, COUNT) * SUB) // GROUP
     index = rows[:, None].to(tl.int32) * groups + group[None, :]
     held = inside & (group[None, :] < groups)
     s = tl.load(scale + index, mask=held, other=0.0).to(tl.float32)  # (R, COUNT)
@@ -71,7 +68,8 @@ def decoded_tile(
 @triton.jit
 def product_row(
     x, packed, scale, zero, y, outputs, columns, groups, stride,
-    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, SUB: tl.constexpr, STAGES: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr, SUB: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One row of x with BLOCK_O rows of weights, in float32 without tensor cores: sums of SUB codes, each scaled once."""
     COUNT: tl.constexpr = BLOCK_K // SUB
@@ -85,10 +83,7 @@ def product_row(
         byte = tl.load(packed + rows[:, None] * stride + column[None, :], mask=inside & (column[None, :] < stride), other=0)
         k = start + tl.arange(0, BLOCK_K)
         value = tl.load(x + token * columns + k, mask=k < columns, other=0.0).to(tl.float32)
-        if GROUP == 0:
-            group = tl.zeros([COUNT], tl.int32)
-        else:
-            group = (start + tl.arange(0, COUNT) * SUB) // GROUP
+        group = tl.zeros([COUNT], tl.int32) if GROUP == 0 else (start + tl.arange(0, COUNT) * SUB) // GROUP
         index = rows[:, None].to(tl.int32) * groups + group[None, :]
         held = inside & (group[None, :] < groups)
         s = tl.load(scale + index, mask=held, other=0.0).to(tl.float32)
@@ -100,7 +95,7 @@ def product_row(
     tl.store(y + token * outputs + rows, tl.sum(total, 1).to(y.dtype.element_ty), mask=rows < outputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "steps"])  # one compilation for all of them
 def product_tile(
     x, packed, scale, zero, y, tokens, outputs, columns, groups, stride, steps,
     BITS: tl.constexpr, GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
@@ -117,7 +112,7 @@ def product_tile(
         k = start + tl.arange(0, BLOCK_K)
         value = tl.load(x + row[None, :] * columns + k[:, None], mask=(row[None, :] < tokens) & (k[:, None] < columns), other=0.0)
         weight = decoded_tile(packed, scale, zero, rows, start, outputs, groups, stride, BITS, GROUP, HAS_ZERO, BLOCK_K).to(x.dtype.element_ty)
-        if INTERPRETED:  # the interpreter multiplies the bits of bfloat16
+        if INTERPRETED:  # noqa: SIM108 - the interpreter would multiply the bits of bfloat16
             total = tl.dot(weight.to(tl.float32), value.to(tl.float32), total)
         else:
             total = tl.dot(weight, value, total)
@@ -125,7 +120,7 @@ def product_tile(
     tl.store(y + place, total.to(y.dtype.element_ty), mask=(row[None, :] < tokens) & (rows[:, None] < outputs))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def add_parts(parts, y, count, size, BLOCK: tl.constexpr):
     """``parts [count, size]`` float32, summed in order, -> ``y [size]``."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

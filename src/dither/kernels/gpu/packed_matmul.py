@@ -105,8 +105,7 @@ def _run(plan: Plan, x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | No
         sub = min(128 // bits, plan.block_k, group)  # codes of 16 bytes, which one thread reads
         kernels.product_row[(tall, tokens)](x, packed, scale, zeros, y, *sizes, **about, SUB=sub, STAGES=plan.stages, num_warps=plan.warps)
         return y
-    steps = -(--(-columns // plan.block_k) // plan.parts)
-    parts = -(--(-columns // plan.block_k) // steps)
+    steps, parts = plans.cut(columns, plan.block_k, plan.parts)
     sums = y if parts == 1 else torch.empty(parts, tokens, outputs, dtype=torch.float32, device=x.device)
     about |= {"BLOCK_T": plan.block_t, "INTERPRETED": interpreted()}
     grid = (tall, -(-tokens // plan.block_t), parts)

@@ -13,6 +13,13 @@ def power_above(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def cut(columns: int, block_k: int, parts: int) -> tuple[int, int]:
+    """``parts`` parts of how many blocks, and how many parts that makes."""
+    blocks = -(-columns // block_k)
+    steps = -(-blocks // parts)
+    return steps, -(-blocks // steps)
+
+
 def parts_for(outputs: int, tokens: int, columns: int, block: tuple[int, int, int], programs: int) -> int:
     """Into how many parts (a power of two) the columns are cut, so that about ``programs`` run; each part has two blocks of columns or more."""
     tiles = -(-outputs // block[0]) * -(-tokens // block[1])
@@ -21,7 +28,7 @@ def parts_for(outputs: int, tokens: int, columns: int, block: tuple[int, int, in
 
 
 def tile_plans(tokens: int, outputs: int, columns: int, units: int, *, narrow: bool) -> list[Plan]:
-    """Tiles on tensor cores for a device of ``units`` multiprocessors; ``narrow``: weights are of one byte already, so blocks of columns are longer."""
+    """Tiles on tensor cores for a device of ``units`` multiprocessors; ``narrow``: both operands have one byte, so blocks of columns are longer."""
     width = min(max(power_above(tokens), 16), 128)
     long = 2 if narrow else 1
     if width <= 32:  # the weights' bytes are what counts: many programs, many loads under way

@@ -56,7 +56,8 @@ def product(
         return _run(plan, x.dtype, *rounded, weight, scale, zero)
 
     if plan is None:
-        name: Hashable = (key, x.device, x.dtype, scale.dtype, zero is None, scale.numel() == 1, outputs, columns, min(plans.power_above(tokens), 4096))
+        per_row, size = scale.numel() > 1, min(plans.power_above(tokens), 4096)
+        name: Hashable = (key, x.device, x.dtype, scale.dtype, zero is None, per_row, outputs, columns, size)
         plan = fastest(name, plans.tile_plans(tokens, outputs, columns, multiprocessors(x.device), narrow=True), run)
     return run(plan)
 
@@ -69,8 +70,7 @@ def _run(
     (tokens, columns), (outputs, stride) = q.shape, weight.shape
     whole = q.dtype == torch.int8
     y = torch.empty(tokens, outputs, dtype=dtype, device=q.device)
-    steps = -(--(-columns // plan.block_k) // plan.parts)
-    parts = -(--(-columns // plan.block_k) // steps)
+    steps, parts = plans.cut(columns, plan.block_k, plan.parts)
     sums = y if parts == 1 else torch.empty(parts, tokens, outputs, dtype=torch.int32 if whole else torch.float32, device=q.device)
     about = {"WHOLE": whole, "HAS_ZERO": zero is not None, "PER_ROW": scale.numel() > 1}
     rest = (q_scale, q_sum, scale, q_sum if zero is None else zero)

@@ -11,8 +11,8 @@ ROUND = tl.constexpr(12582912.0)  # 1.5 2^23: added and taken away again, it lea
 
 @triton.jit
 def nearest_e4m3(value):
-    """The number of e4m3 nearest to each value of [-448, 448], ties to even, float32: three bits behind the leading one, or steps of 2^-9. The cast that
-    follows is exact, so that it does not matter how a device or the interpreter rounds."""
+    """The number of e4m3 nearest to each value of [-448, 448], ties to even, float32: three bits behind the leading one, or steps of 2^-9. The cast
+    that follows is exact, so that it does not matter how a device or the interpreter rounds."""
     binade = tl.maximum((value.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True), 0.015625)  # 2^floor(log2 |value|) >= 2^-6
     step = binade * 0.125
     return ((tl.div_rn(value, step) + ROUND) - ROUND) * step
@@ -44,6 +44,7 @@ def round_row(
         k = start + tl.arange(0, BLOCK)
         value = tl.load(x + row * columns + k, mask=k < columns, other=0.0).to(tl.float32)
         value = tl.minimum(tl.maximum(tl.div_rn(value, s + tl.zeros([BLOCK], tl.float32)), -limit), limit)
+        value = tl.where(value == value, value, 0.0)  # the scale says NaN
         if WHOLE:
             whole = ((value + ROUND) - ROUND).to(tl.int32)
             added += whole
@@ -69,7 +70,7 @@ def finished(
     return sums.to(tl.float32) * tl.load(q_scale + row, mask=row < tokens, other=0.0) * s
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "steps"])  # one compilation for all of them
 def rounded_tile(
     q, weight, q_scale, q_total, scale, zero, y, tokens, outputs, columns, stride, steps,
     WHOLE: tl.constexpr, HAS_ZERO: tl.constexpr, PER_ROW: tl.constexpr, FINISH: tl.constexpr,
@@ -99,7 +100,7 @@ def rounded_tile(
         tl.store(y + part.to(tl.int64) * tokens * outputs + place, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "tokens"])
 def finish_parts(
     parts, q_scale, q_total, scale, zero, y, count, tokens, outputs,
     WHOLE: tl.constexpr, HAS_ZERO: tl.constexpr, PER_ROW: tl.constexpr, BLOCK: tl.constexpr,

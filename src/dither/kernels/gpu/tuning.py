@@ -1,8 +1,8 @@
 """Which block sizes are fastest on this device for a problem: tried once, remembered for the process.
 
-Every plan runs a few times on the call's own tensors, each time behind a write that empties the L2 cache, as a layer finds it while a model runs. Some ten
-milliseconds a problem beside compiling. While a CUDA graph is captured nothing can be timed: a problem that is new then takes the first plan, which is
-therefore listed as the one that is never bad.
+Every plan runs a few times on the call's own tensors, each time behind a write that empties the L2 cache, as a layer finds it while a model runs.
+Some ten milliseconds a problem beside compiling. While a CUDA graph is captured nothing can be timed: a problem that is new then takes the first
+plan, which is therefore listed as the one that is never bad.
 """
 
 from __future__ import annotations
@@ -66,14 +66,17 @@ def chosen() -> dict[Hashable, Plan]:
 
 def _milliseconds(plan: Plan, run: Callable[[Plan], Tensor], flush: Tensor) -> float:
     """Median of a call that finds an empty cache."""
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(ROUNDS)]
+    def event() -> torch.cuda.Event:
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    events = [(event(), event()) for _ in range(ROUNDS)]
     for begin, end in events:
         flush.zero_()
         begin.record()
         run(plan)
         end.record()
     torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in events)
+    return statistics.median(float(begin.elapsed_time(end)) for begin, end in events)
 
 
 def _too_large(error: Exception) -> bool:

@@ -24,8 +24,8 @@ MOST = (2**31 - 1) // (127 * 255 + 1)  # columns whose sums an int32 holds
 def int8_matmul(
     x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, input_scale: str = "float32", plan: Plan | None = None
 ) -> Tensor:
-    """``x [T, I]`` bfloat16, float16 or float32, ``packed [O, stride]`` uint8 codes of 8 bits, ``scale [O, 1]`` float16, bfloat16 or float32, ``zero``
-    uint8 ``[O]`` or None for 128 -> ``[T, O]`` in the type of x. ``input_scale``: what the scales of rows are rounded to.
+    """``x [T, I]`` bfloat16, float16 or float32, ``packed [O, stride]`` uint8 codes of 8 bits, ``scale [O, 1]`` float16, bfloat16 or float32,
+    ``zero`` uint8 ``[O]`` or None for 128 -> ``[T, O]`` in the type of x. ``input_scale``: what the scales of rows are rounded to.
 
     Rows with NaN or inf become NaN. No gradients. Raises ValueError for other shapes, dtypes and devices.
     """

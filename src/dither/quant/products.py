@@ -63,17 +63,12 @@ def product(layer: QuantLinear, x: Tensor) -> Tensor | None:
         few = kind == "packed" and x.dtype != torch.float16 and x.numel() <= FEW_ROWS * layer.in_features
         if not (tracing and few):
             return None
-    elif x.device.type != "cuda" or not _has_kernel(kind, x.device):
-        return None
+    elif x.device.type != "cuda" or not (tracing or presence.has_triton()) or not (kind != "float8" or presence.has_float8(x.device)):
+        return None  # what compiles for CUDA has triton
     if kind == "packed" and layer.inputs is not None:
         x = layer.inputs(x)
     rows = x.reshape(-1, layer.in_features).contiguous()
     return _multiplied(kind, layer, rows, tracing).view(*x.shape[:-1], layer.out_features)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_kernel(kind: str, device: torch.device) -> bool:
-    return presence.has_triton() and (kind != "float8" or presence.has_float8(device))
 
 
 def _multiplied(kind: str, layer: QuantLinear, rows: Tensor, tracing: bool) -> Tensor:

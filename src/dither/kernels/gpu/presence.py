@@ -62,9 +62,9 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-@functools.cache
 def has_float8(device: torch.device) -> bool:
     """Whether the device multiplies float8: NVIDIA's capability 8.9 (Ada), 9.0 (Hopper) and later."""
-    if device.type == "cpu":
-        return interpreted()
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    if device.type != "cuda":
+        return device.type == "cpu" and interpreted()
+    about = torch.cuda.get_device_properties(device)  # a constant to torch.compile
+    return (about.major, about.minor) >= (8, 9)

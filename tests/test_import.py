@@ -12,7 +12,7 @@ import pytest
 import dither
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "gguf", "compressed_tensors", "psutil"}
-VERBS = ["quantize", "eval", "compare", "inspect", "run", "export", "claims", "methods", "demo"]
+VERBS = ["quantize", "eval", "compare", "inspect", "run", "export", "claims", "methods", "bessel", "demo"]
 
 
 def modules_after(code: str) -> set[str]:

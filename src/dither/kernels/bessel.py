@@ -45,7 +45,7 @@ def log_bessel(
         check("regions", regions, (v.shape[0],), (torch.uint8,))
         if regions.numel() and int(regions.max()) >= len(REGIONS):
             raise ValueError(f"regions: holds {int(regions.max())}, must be below {len(REGIONS)}")
-    shapes = {"u": (TERMS, TERMS + 1), "w": (TERMS, TERMS + 1), "gamma": (GAMMA_TERMS,), "logs": (LOG_STEPS + 1, 3), "nodes": (NODES, 4)}
+    shapes = {"u": (TERMS, TERMS + 1), "w": (TERMS, TERMS + 1), "gamma": (GAMMA_TERMS,), "logs": (3, LOG_STEPS + 1), "nodes": (NODES, 2)}
     for name, table in tables._asdict().items():
         check(f"tables.{name}", table, shapes[name], (torch.float64,))
     v, x = v.detach(), x.detach()

@@ -217,13 +217,28 @@ def _temme(v: Tensor, x: Tensor, tables: BesselTables) -> Pair:
 
 def _trapezoid(count: int, v: Tensor, x: Tensor, tables: BesselTables) -> Pair:
     """K for 1 < x <= 30: h = 1/8 leaves an error of exp(x - 8 pi^2) or less, and the nodes end where terms are below 2^-54 of the sum."""
-    total, shifted = torch.ones_like(x), torch.ones_like(x)
+    h = tables.nodes[1, 0]
+    same, below = _Cosines(v * h), _Cosines((v - 1) * h)
+    total, shifted = torch.full_like(x, 0.5), torch.full_like(x, 0.5)
     for j in range(1, count):
-        t, height, down, up = tables.nodes[j]
-        rising, falling = torch.exp(v * t - x * height), torch.exp(-v * t - x * height)
-        total = total + (rising + falling)
-        shifted = shifted + (rising * down + falling * up)
-    return torch.log(total * 0.0625) - x, shifted / total
+        falling = torch.exp(-x * tables.nodes[j, 1])
+        total = torch.addcmul(total, falling, same.next())
+        shifted = torch.addcmul(shifted, falling, below.next())
+    return torch.log(total * h) - x, shifted / total
+
+
+class _Cosines:
+    """cosh(j s) for j = 1, 2, ..., from cosh s - 1, so that small s keep their digits (Reinsch)."""
+
+    def __init__(self, s: Tensor) -> None:
+        grown = torch.expm1(s)
+        self.twice = grown * grown / (1 + grown)  # 2 (cosh s - 1)
+        self.step, self.value = -0.5 * self.twice, torch.ones_like(s)
+
+    def next(self) -> Tensor:
+        self.step = torch.addcmul(self.step, self.twice, self.value)
+        self.value = self.value + self.step
+        return self.value
 
 
 # -- limits ----------------------------------------------------------------------------------------------------------------------
@@ -280,23 +295,25 @@ def _hypot(a: Tensor, b: Tensor) -> Pair:
 
 
 def _log_quotient(a: Tensor, a_low: Tensor, b: Tensor, shift: Tensor, logs: Tensor) -> Pair:
-    """``log((a + a_low) 2^shift / b)`` to 2^-66 or so: of the quotient m 2^k, log m = log(1 + (m c - 1)) - log c with c from the table."""
+    """``log((a + a_low) 2^shift / b)`` to 2^-70 or so: of the quotient m 2^k, log m = log(1 + (m c - 1)) - log c with c from the table."""
     (ma, ka), (mb, kb) = torch.frexp(a), torch.frexp(b)
     m = ma / mb
     back, back_low = _two_product(m, mb)
     rest = (((ma - back) - back_low) + torch.ldexp(a_low, -ka)) / ma
-    below = m < 1
-    m = torch.where(below, m + m, m)
-    k = (ka - kb + shift - below.int()).to(m.dtype)
-    c, high, low = logs[((m - 1) * shapes.LOG_STEPS).long()].unbind(-1)
+    small, large = m < 0.75, m > 1.5
+    m = torch.where(small, m + m, torch.where(large, 0.5 * m, m))
+    k = (ka - kb + shift - small.int() + large.int()).to(m.dtype)
+    c, high, low = logs[:, torch.round(m * shapes.LOG_STEPS).long() % shapes.LOG_STEPS]
     product, r_low = _two_product(m, c)
     r = product - 1
-    tail = torch.full_like(r, -0.1)
-    for n in range(9, 1, -1):
+    tail = torch.full_like(r, -1 / 12)
+    for n in range(11, 2, -1):
         tail = torch.addcmul(_like((-1) ** (n + 1) / n, r), tail, r)
-    two = logs[shapes.LOG_STEPS]
+    two = logs[:, shapes.LOG_STEPS]
+    square, square_low = _two_product(r, r)
     s, s_low = _two_sum(k * two[1] + high, r)
-    s_low = s_low + (k * two[2] + low + (r_low - r_low * r) + tail * (r * r) + rest)
+    s, more = _two_sum(s, -0.5 * square)
+    s_low = (s_low + more) + (k * two[2] + low + (r_low - r_low * r) + rest + tail * (r * square) - 0.5 * square_low)
     total = s + s_low
     return total, (s - total) + s_low
 

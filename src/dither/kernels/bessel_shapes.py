@@ -8,7 +8,7 @@ from torch import Tensor
 
 TERMS = 20  # of Debye's expansion at most
 GAMMA_TERMS = 24
-LOG_STEPS = 128
+LOG_STEPS = 32
 NODES = 41
 
 # Hankel's expansion with 3 and 20 terms, Debye's with 4 to 20, small arguments up to 1, 3, 8 and 30, and 0, infinity and NaN
@@ -27,5 +27,5 @@ class BesselTables(NamedTuple):
     u: Tensor  # [TERMS, TERMS + 1] Debye's polynomials in t^2
     w: Tensor  # [TERMS, TERMS + 1] those of the ratio
     gamma: Tensor  # [GAMMA_TERMS] Taylor coefficients of 1 / Gamma(1 + a)
-    logs: Tensor  # [LOG_STEPS + 1, 3] 1 / m to ten bits, its logarithm in two parts
-    nodes: Tensor  # [NODES, 4] t, cosh t - 1, exp(-t), exp(t)
+    logs: Tensor  # [3, LOG_STEPS + 1] 1 / m to ten bits, its logarithm in two parts
+    nodes: Tensor  # [NODES, 2] t and cosh t - 1

@@ -3,8 +3,8 @@
 - Debye's polynomials (`special.debye`);
 - the Taylor coefficients of 1 / Gamma(1 + a) = sum c_k a^k, an entire function, so that 24 of them give every bit for |a| <= 1/2:
       c_0 = 1,   k c_k = gamma c_{k-1} - zeta(2) c_{k-2} + zeta(3) c_{k-3} - ...   (DLMF 5.7.2)
-- a logarithm in two parts: for m in [1, 2) with its first seven fraction bits i, c_i of ten bits near 1 / m, and -log c_i as a sum of two doubles;
-- the nodes t_j = j / 8, cosh t_j - 1 and exp(+-t_j) of the trapezoidal rule for K_v.
+- a logarithm in two parts: for m in [3/4, 3/2] next to i / 32, c_i of ten bits near 1 / m, and -log c_i as a sum of two doubles;
+- the nodes t_j = j / 8 and cosh t_j - 1 of the trapezoidal rule for K_v.
 """
 
 from __future__ import annotations
@@ -61,29 +61,29 @@ def zeta(n: int) -> Decimal:
 
 
 def log_table() -> Tensor:
-    """``[LOG_STEPS + 1, 3]`` float64: c_i, and -log c_i as high and low part; the last row has log 2 in the same parts.
+    """``[3, LOG_STEPS + 1]`` float64: in column i % 32, for i = 24 .. 48, c_i and -log c_i as high and low part; in the last column the same of 1/2.
 
-    High parts are multiples of 2^-42, so that ``k log 2 + -log c_i`` is exact in them. The first c is 1 and the last 1/2: near 1, from both sides,
-    nothing is added to the polynomial.
+    High parts are multiples of 2^-42, so that ``k log 2 + -log c_i`` is exact in them. At i = 32 c is 1: near 1 nothing is added to the polynomial.
     """
-    inverses = [round(1024 / (1 + (i + 0.5) / LOG_STEPS)) / 1024 for i in range(LOG_STEPS)]
-    inverses[0], inverses[-1] = 1.0, 0.5
-    rows = []
+    inverses = [1.0] * LOG_STEPS + [0.5]
+    for i in range(3 * LOG_STEPS // 4, 3 * LOG_STEPS // 2 + 1):
+        inverses[i % LOG_STEPS] = round(1024 * LOG_STEPS / i) / 1024
+    columns = []
     with localcontext() as context:
         context.prec = DIGITS
-        for c in [*inverses, 0.5]:
+        for c in inverses:
             exact = -Decimal(c).ln()
             high = round(float(exact) * 2**42) / 2**42
-            rows.append((c, high, float(exact - Decimal(high))))
-    return torch.tensor(rows, dtype=torch.float64)
+            columns.append((c, high, float(exact - Decimal(high))))
+    return torch.tensor(columns, dtype=torch.float64).mT.contiguous()
 
 
 def nodes() -> Tensor:
-    """``[NODES, 4]`` float64: t_j = j / 8, cosh t_j - 1, exp(-t_j) and exp(t_j)."""
+    """``[NODES, 2]`` float64: t_j = j / 8 and cosh t_j - 1."""
     rows = []
     with localcontext() as context:
         context.prec = DIGITS
         for j in range(NODES):
             grown = (Decimal(j) / 8).exp()
-            rows.append((j / 8, float((grown + 1 / grown) / 2 - 1), float(1 / grown), float(grown)))
+            rows.append((j / 8, float((grown + 1 / grown) / 2 - 1)))
     return torch.tensor(rows, dtype=torch.float64)

@@ -1,0 +1,9 @@
+#include "bits_f64_avx2.hpp"
+
+#include "bessel_lanes.hpp"
+
+namespace dither {
+
+BesselKernel bessel_kernel_avx2() { return {classify, run}; }
+
+}  // namespace dither

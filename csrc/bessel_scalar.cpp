@@ -1,0 +1,9 @@
+#include "bits_f64_scalar.hpp"
+
+#include "bessel_lanes.hpp"
+
+namespace dither {
+
+BesselKernel bessel_kernel_scalar() { return {classify, run}; }
+
+}  // namespace dither

@@ -64,6 +64,12 @@ struct F64 {
     static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
     static F64 round(F64 a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
     static F64 min(F64 a, F64 b) { return {_mm512_min_pd(a.v, b.v)}; }
+    template <int distance>
+    static F64 exchange(F64 a) {  // lane i gets lane i ^ distance
+        if constexpr (distance == 4) return {_mm512_shuffle_f64x2(a.v, a.v, 0x4E)};
+        else if constexpr (distance == 2) return {_mm512_permutex_pd(a.v, 0x4E)};
+        else return {_mm512_permute_pd(a.v, 0x55)};
+    }
     static F64 select_lt(F64 a, F64 b, F64 x, F64 y) {
         return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
     }

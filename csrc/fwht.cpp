@@ -1,6 +1,7 @@
 #include "fwht.hpp"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "scratch.hpp"
 
@@ -47,6 +48,7 @@ void fwht(const FwhtProblem<T>& p, Isa isa, [[maybe_unused]] int threads) {
     const int64_t segment = p.power * p.inner, length = p.d * segment, total = p.rows * length;
     const int64_t block = std::min<int64_t>(segment, fwht_block_bytes / sizeof(T)), strip = strip_bytes / sizeof(T);
     const int64_t tile_rows = std::max<int64_t>(2 * p.d, int64_t(1) << fwht_column_levels);
+    const bool streamed = total * static_cast<int64_t>(sizeof(T)) > fwht_cached_bytes && reinterpret_cast<uintptr_t>(p.x) % cache_line == 0;
     threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(total / least_work, 1)));
 #pragma omp parallel num_threads(threads)
     {
@@ -73,7 +75,7 @@ void fwht(const FwhtProblem<T>& p, Isa isa, [[maybe_unused]] int threads) {
 #pragma omp for schedule(static)
                 for (int64_t i = 0; i < total / (h << levels) * strips; ++i) {
                     const int64_t c = i % strips * width;
-                    loops.columns(p.x + i / strips * (h << levels), h, levels, c, c + width, buffer);
+                    loops.columns(p.x + i / strips * (h << levels), h, levels, c, c + width, streamed, buffer);
                 }
                 h <<= levels;
             }

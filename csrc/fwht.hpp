@@ -27,6 +27,7 @@ struct FwhtProblem {
 inline constexpr int64_t fwht_block_bytes = 1 << 18;  // of the second cache, and what is left holds a tile
 inline constexpr int64_t fwht_tile_bytes = 256;       // of a row of a tile
 inline constexpr int fwht_column_levels = 10;
+inline constexpr int64_t fwht_cached_bytes = 1 << 25;  // what may stay in the last cache between two passes
 
 template <class T>
 struct FwhtLoops {
@@ -35,8 +36,8 @@ struct FwhtLoops {
     void (*small)(T* x, int64_t count, int64_t first, int64_t end, T scale);
     // x[0 .. n), n >= lanes: times scale, distances first .. n / 2
     void (*block)(T* x, int64_t n, int64_t first, T scale);
-    // columns [from, to) of [2^levels, stride]; buffer of 2^levels fwht_tile_bytes
-    void (*columns)(T* x, int64_t stride, int levels, int64_t from, int64_t to, T* buffer);
+    // columns [from, to) of [2^levels, stride]; buffer of 2^levels fwht_tile_bytes; streamed: past the caches, x aligned to a line
+    void (*columns)(T* x, int64_t stride, int levels, int64_t from, int64_t to, bool streamed, T* buffer);
     // columns [from, to) of [d, stride] times scale and D from the outside; buffer of d fwht_tile_bytes
     void (*outer)(T* x, int64_t stride, const T* signs, int64_t d, int64_t from, int64_t to, T scale, T* buffer);
 };

@@ -22,36 +22,46 @@ void fwht_small(typename V::Real* x, int64_t count, int64_t first, int64_t end, 
     std::memcpy(x + i, last, (count - i) * sizeof(Real));
 }
 
-// Levels of a tile that lies [2^levels, width] in `from`; goes on in `to`
-template <class V>
-void tile_levels(const typename V::Real* from, int64_t from_stride, typename V::Real* to, int64_t to_stride, int done, int now, int levels,
-                 int64_t width) {
+// `now` levels above the `done` ones of a tile [2^levels, fwht_tile_bytes], from one place to another
+template <class V, bool streamed>
+void tile_levels(const typename V::Real* from, int64_t from_stride, typename V::Real* to, int64_t to_stride, int done, int now, int levels) {
+    constexpr int64_t wide = dither::fwht_tile_bytes / sizeof(typename V::Real);
     const int64_t step = int64_t(1) << done;
     for (int64_t a = 0; a < int64_t(1) << levels; a += step << now)
         for (int64_t r = a; r < a + step; ++r)
-            pass<V>(now, from + r * from_stride, from_stride * step, to + r * to_stride, to_stride * step, width);
+            pass<V, streamed>(now, from + r * from_stride, from_stride * step, to + r * to_stride, to_stride * step, wide);
+}
+
+// The tile at x, in passes: into the buffer, within it, and back. Its rows lie a power of two apart and push each other out of the caches,
+// so what goes back to a long row is streamed, or every line would be read twice.
+template <class V, bool streamed>
+void tile(typename V::Real* x, int64_t stride, int levels, typename V::Real* buffer) {
+    constexpr int64_t wide = dither::fwht_tile_bytes / sizeof(typename V::Real);
+    int done = next_levels<V>(levels);
+    tile_levels<V, false>(x, stride, buffer, wide, 0, done, levels);
+    while (true) {
+        const int now = next_levels<V>(levels - done);
+        if (done + now == levels) return tile_levels<V, streamed>(buffer, wide, x, stride, done, now, levels);
+        tile_levels<V, false>(buffer, wide, buffer, wide, done, now, levels);
+        done += now;
+    }
 }
 
 template <class V>
-void fwht_columns(typename V::Real* x, int64_t stride, int levels, int64_t from, int64_t to, typename V::Real* buffer) {
-    using Real = typename V::Real;
-    constexpr int64_t wide = dither::fwht_tile_bytes / sizeof(Real);
+void fwht_columns(typename V::Real* x, int64_t stride, int levels, int64_t from, int64_t to, bool streamed, typename V::Real* buffer) {
+    constexpr int64_t wide = dither::fwht_tile_bytes / sizeof(typename V::Real);
     if (levels <= most_levels<V>) {
         pass<V>(levels, x + from, stride, x + from, stride, to - from);
         return;
     }
     for (int64_t c = from; c < to; c += wide) {  // stride and the ends are multiples of `wide`
-        const Real* source = x + c;
-        int64_t source_stride = stride;
-        for (int done = 0; done < levels;) {
-            const int now = next_levels<V>(levels - done);
-            const bool last = done + now == levels;
-            tile_levels<V>(source, source_stride, last ? x + c : buffer, last ? stride : wide, done, now, levels, wide);
-            source = buffer;
-            source_stride = wide;
-            done += now;
-        }
+        if (c + wide < to)
+            for (int64_t r = 0; r < int64_t(1) << levels; ++r)
+                for (int64_t i = 0; i < wide; i += 64 / sizeof(typename V::Real)) __builtin_prefetch(x + r * stride + c + wide + i, 0, 2);
+        if (streamed) tile<V, true>(x + c, stride, levels, buffer);
+        else tile<V, false>(x + c, stride, levels, buffer);
     }
+    V::fence();
 }
 
 template <class V>

@@ -65,8 +65,8 @@ void start(typename V::Real* x, int64_t n, int64_t first, typename V::Real scale
     }
 }
 
-// 2^levels rows of `width` numbers, transformed along the rows. `from` and `to` may be one.
-template <class V, int levels>
+// 2^levels rows of `width` numbers, transformed along the rows. `from` and `to` may be one, unless `streamed` past the caches.
+template <class V, int levels, bool streamed>
 void pass(const typename V::Real* from, int64_t from_stride, typename V::Real* to, int64_t to_stride, int64_t width) {
     constexpr int L = V::lanes, count = 1 << levels;
     for (int64_t j = 0; j < width; j += L) {
@@ -75,17 +75,20 @@ void pass(const typename V::Real* from, int64_t from_stride, typename V::Real* t
         for (int k = 0; k < count; ++k) v[k] = V::load(from + k * from_stride + j);
         turn<V, levels>(v);
 #pragma GCC unroll 16
-        for (int k = 0; k < count; ++k) v[k].store(to + k * to_stride + j);
+        for (int k = 0; k < count; ++k) {
+            if (streamed) v[k].stream(to + k * to_stride + j);
+            else v[k].store(to + k * to_stride + j);
+        }
     }
 }
 
-template <class V>
+template <class V, bool streamed = false>
 void pass(int levels, const typename V::Real* from, int64_t from_stride, typename V::Real* to, int64_t to_stride, int64_t width) {
-    if (levels == 1) pass<V, 1>(from, from_stride, to, to_stride, width);
-    if (levels == 2) pass<V, 2>(from, from_stride, to, to_stride, width);
-    if (levels == 3) pass<V, 3>(from, from_stride, to, to_stride, width);
+    if (levels == 1) pass<V, 1, streamed>(from, from_stride, to, to_stride, width);
+    if (levels == 2) pass<V, 2, streamed>(from, from_stride, to, to_stride, width);
+    if (levels == 3) pass<V, 3, streamed>(from, from_stride, to, to_stride, width);
     if constexpr (most_levels<V> > 3)
-        if (levels == 4) pass<V, 4>(from, from_stride, to, to_stride, width);
+        if (levels == 4) pass<V, 4, streamed>(from, from_stride, to, to_stride, width);
 }
 
 template <class V, bool scaled>

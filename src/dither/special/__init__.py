@@ -1,7 +1,8 @@
-"""Numerics that several folders share: Hadamard matrices of many orders and their fast products."""
+"""Numerics that several folders share: Hadamard matrices of many orders, their fast products, and sparse Walsh-Hadamard transforms."""
 
 from __future__ import annotations
 
+from dither.special.fwht import fwht, fwht_
 from dither.special.hadamard import apply_hadamard, factors, hadamard, random_hadamard, random_rotation
 
-__all__ = ["apply_hadamard", "factors", "hadamard", "random_hadamard", "random_rotation"]
+__all__ = ["apply_hadamard", "factors", "fwht", "fwht_", "hadamard", "random_hadamard", "random_rotation"]

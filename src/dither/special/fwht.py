@@ -2,13 +2,13 @@
 
     y_k = sum_m x_m (-1)^popcount(m & k),   k, m = 0 .. N - 1,   N = 2^n         (natural or Hadamard order; W W = N I)
 
-`fwht` makes y, `fwht_` overwrites x. ``normalize`` divides by sqrt(N), so that the transform is orthogonal and its own inverse. ``order`` d puts a matrix D
-of Paley's in front (`special.paley`: 12 and 20 are those that rotations of language models need): y = x (D x W), N = d 2^k; D of orders 12, 20 and
-24 is not symmetric, and ``transpose`` gives y = x (D x W)^T, which undoes it. Rows are vectors, as in `special.hadamard`; this module is for rows longer than
-a cache, float64, complex numbers and transforms in place, that one for rows of models.
+`fwht` makes y, `fwht_` overwrites x. ``normalize`` divides by sqrt(N), so that the transform is orthogonal and its own inverse. ``order`` d puts a
+matrix D of Paley's in front (`special.paley`: 12 and 20 are those that rotations of language models need): y = x (D x W), N = d 2^k; D of orders
+12, 20 and 24 is not symmetric, and ``transpose`` gives y = x (D x W)^T, which undoes it. Rows are vectors, as in `special.hadamard`; this module
+is for rows longer than a cache, float64, complex numbers and transforms in place, that one for rows of models.
 
-Cost: N (d + log2 N) additions. Memory: none beside y. Source: Fino and Algazi, Unified matrix treatment of the fast Walsh-Hadamard transform, 1976; passes
-over memory as in Frigo et al., Cache-oblivious algorithms, 1999.
+Cost: N (d + log2 N) additions. Memory: none beside y. Source: Fino and Algazi, Unified matrix treatment of the fast Walsh-Hadamard transform,
+1976; passes over memory as in Frigo et al., Cache-oblivious algorithms, 1999.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ ARRAYS = tuple(np.dtype(name) for name in ("float32", "float64", "complex64", "c
 def fwht(x: Array, normalize: bool = False, *, order: int = 1, transpose: bool = False) -> Array:
     """The transform of ``x [..., N]`` along its last axis: a new tensor, or array where x is one; the same shape and dtype.
 
-    float32, float64, complex64 or complex128; real and imaginary parts are transformed alike. Tensors on any device, with gradients. Domain: all finite
-    numbers whose sum of N does not overflow; the error is at most log2(N) roundings of the sum of |x|. NaN and inf spread over their row.
+    float32, float64, complex64 or complex128; real and imaginary parts are transformed alike. Tensors on any device, with gradients. Domain: all
+    finite numbers whose sum of N does not overflow; the error is at most log2(N) roundings of the sum of |x|. NaN and inf spread over their row.
 
-    Raises ValueError where x has another dtype or no axis, N is not ``order`` times a power of two (1 counts as one), or Paley gives no matrix of that
-    order.
+    Raises ValueError where x has another dtype or no axis, N is not ``order`` times a power of two (1 counts as one), or Paley gives no matrix of
+    that order.
     """
     if isinstance(x, np.ndarray):
         return fwht_(np.array(x, order="C"), normalize, order=order, transpose=transpose)

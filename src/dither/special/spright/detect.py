@@ -7,8 +7,8 @@ A bin with the one coefficient (k, rho) reads U_p = rho (-1)^<d_p, k> + noise. T
     nso         P1 random ones, and each with one bit turned: bit i is a vote of P1 comparisons.                P = P1 (n + 1)
     so          P1 random ones, and the columns of a code: the signs are a noisy word of k, or its complement.  P = P1 + 2 (n + 6)
 
-Cost a bin: n, N P / B, P1 n, 128 (n + 6) 2. The comparisons of nso and the words of so need no sign of rho. Complex values are first turned so that rho is
-real. Source: 1508.06336, sections 5 and 6; the code there is any of linear distance.
+Cost a bin: n, N P / B, P1 n, 128 (n + 6) 2. The comparisons of nso and the words of so need no sign of rho. Complex values are first turned so
+that rho is real. Source: 1508.06336, sections 5 and 6; the code there is any of linear distance.
 """
 
 from __future__ import annotations
@@ -112,8 +112,11 @@ def drawn(mode: str, n: int, p1: int | None, generator: np.random.Generator) -> 
     """The mode called so with its offsets. Raises ValueError where there are not so many offsets, or n is too large."""
     if mode == Noiseless.name:
         return Noiseless.drawn(n)
-    kind = {Likely.name: Likely, NearSampleOptimal.name: NearSampleOptimal, SampleOptimal.name: SampleOptimal}[mode]
-    return kind.drawn(n, p1, generator)
+    if mode == Likely.name:
+        return Likely.drawn(n, p1, generator)
+    if mode == NearSampleOptimal.name:
+        return NearSampleOptimal.drawn(n, p1, generator)
+    return SampleOptimal.drawn(n, p1, generator)
 
 
 def real(u: Values) -> Reals:

@@ -1,4 +1,5 @@
-"""Linear algebra over the field of two elements. A vector of n <= 63 bits is an unsigned integer, bit i its coordinate i; a matrix ``[n, b]`` is its b columns.
+"""Linear algebra over the field of two elements. A vector of n <= 63 bits is an unsigned integer, bit i its coordinate i; a matrix ``[n, b]`` is
+its b columns.
 
 Cost: b^2 operations on words for an echelon form, and b for each vector that goes through a matrix.
 """
@@ -19,7 +20,8 @@ Values = NDArray[Any]  # float64 or complex128
 
 def signs(a: Masks, b: Masks) -> Reals:
     """``[len(a), len(b)]`` of (-1)^<a, b>."""
-    return 1.0 - 2.0 * (np.bitwise_count(a[:, None] & b[None, :]) & 1)
+    found: Reals = 1.0 - 2.0 * (np.bitwise_count(a[:, None] & b[None, :]) & 1)
+    return found
 
 
 def units(n: int) -> Masks:
@@ -58,12 +60,12 @@ class Echelon:
 
     def split(self, d: int) -> tuple[int, int]:
         """``(r, l)`` with d = r + M l, where r is the same for all d of a coset of the columns' span."""
-        l = 0
+        index = 0
         for vector, pivot, columns in zip(self.vectors, self.pivots, self.sums, strict=True):
             if d >> pivot & 1:
                 d ^= vector
-                l ^= columns
-        return d, l
+                index ^= columns
+        return d, index
 
     def null_space(self, n: int) -> Masks:
         """A basis of all k with M^T k = 0, n - rank vectors."""

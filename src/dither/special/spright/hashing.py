@@ -2,11 +2,13 @@
 
     U[j, p] = (1/B) sum_l f(M l + d_p) (-1)^<l, j> = sum_{k: M^T k = j} X_k (-1)^<d_p, k> + noise of variance sigma^2 / B,     j, l in F_2^b, B = 2^b
 
-Offsets of one coset of M's span see the same samples in another order: with d' = d + M l0, U[j, d'] = (-1)^<l0, j> U[j, d]. Such samples are asked for once.
+Offsets of one coset of M's span see the same samples in another order: with d' = d + M l0, U[j, d'] = (-1)^<l0, j> U[j, d]. Such samples are asked
+for once.
 
-Which M: ``block`` takes b unit vectors that no other group has (the paper's choice for very sparse signals, K <= N^(1/3)); ``overlap`` takes cyclic windows of
-b unit vectors that start n / C apart (the paper's for denser ones); both spread uniformly random supports only. ``random``, of full rank, spreads any support,
-those of few variables or low degree too. Source: Li, Bradley, Pawar, Ramchandran, 2015 (1508.06336), section 4; random M as in q-SFT (2301.06200).
+Which M: ``block`` takes b unit vectors that no other group has (the paper's choice for very sparse signals, K <= N^(1/3)); ``overlap`` takes
+cyclic windows of b unit vectors that start n / C apart (the paper's for denser ones); both spread uniformly random supports only. ``random``, of
+full rank, spreads any support, those of few variables or low degree too. Source: Li, Bradley, Pawar, Ramchandran, 2015 (1508.06336), section 4;
+random M as in q-SFT (2301.06200).
 """
 
 from __future__ import annotations
@@ -68,14 +70,14 @@ class Group:
         wanted, known = [], []
         for r in group.representatives:  # the halves with and without the new column, as cosets of the old span
             for half in (int(r), int(r) ^ column):
-                coset, l = self.echelon.split(half)
-                known.append((old.get(coset), l))
+                coset, shift = self.echelon.split(half)
+                known.append((old.get(coset), shift))
                 if coset not in old:
                     wanted.append(half)
         masks = np.array(wanted, dtype=np.uint64)[:, None] ^ span(self.columns)[None, :]
         asked = iter(f(masks.reshape(-1)).reshape(masks.shape))
         index = np.arange(1 << len(self.columns))
-        halves = [next(asked) if row is None else self.samples[row][index ^ l] for row, l in known]
+        halves = [next(asked) if row is None else self.samples[row][index ^ shift] for row, shift in known]
         group.samples = np.stack(halves).reshape(len(group.representatives), -1)
         return group
 

@@ -1,7 +1,7 @@
 """What is noise: quantiles of a bin's energy, and the noise of bins estimated from those that hold nothing else.
 
-The mean square of P values of variance nu2 is nu2 chi2_d / d, with d = P degrees of freedom for real values and 2 P for complex ones. Offsets that see the same
-samples count once.
+The mean square of P values of variance nu2 is nu2 chi2_d / d, with d = P degrees of freedom for real values and 2 P for complex ones. Offsets that
+see the same samples count once.
 """
 
 from __future__ import annotations

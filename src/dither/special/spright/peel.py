@@ -5,8 +5,8 @@ algorithm in another order. Two groups never look at the same time, so none peel
 
     singleton (k, rho):   M^T k = j,   |U - rho s_k|^2 / P <= (1 + gamma) nu2,   rho = <s_k, U> / P,   s_k[p] = (-1)^<d_p, k>
 
-A bin that a large coefficient dominates may pass with a wrong value; what is left of it shows up again elsewhere, and values add up. Source: 1508.06336,
-algorithm 1; cost: a detection for each bin that changed, P for each coefficient and group.
+A bin that a large coefficient dominates may pass with a wrong value; what is left of it shows up again elsewhere, and values add up. Source:
+1508.06336, algorithm 1; cost: a detection for each bin that changed, P for each coefficient and group.
 """
 
 from __future__ import annotations

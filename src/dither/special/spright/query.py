@@ -18,7 +18,8 @@ Function = Callable[[Any], Any]
 
 def to_bits(masks: Masks, n: int) -> np.ndarray:
     """``[Q, n]`` uint8: bit i of each mask in column i."""
-    return ((masks[:, None] & units(n)[None, :]) != 0).astype(np.uint8)
+    found: np.ndarray = ((masks[:, None] & units(n)[None, :]) != 0).astype(np.uint8)
+    return found
 
 
 class Samples:
@@ -35,9 +36,10 @@ class Samples:
 
     def _batch(self, masks: Masks) -> Values:
         if isinstance(self.f, np.ndarray):
-            values = self.f[masks]
-        else:
-            values = np.asarray(self.f(to_bits(masks, self.n) if self.bits else masks))
+            return self._checked(self.f[masks], masks)
+        return self._checked(np.asarray(self.f(to_bits(masks, self.n) if self.bits else masks)), masks)
+
+    def _checked(self, values: np.ndarray, masks: Masks) -> Values:
         if values.shape != masks.shape:
             raise ValueError(f"f: returned shape {list(values.shape)} for {len(masks)} masks, must be [{len(masks)}]")
         if values.dtype.kind not in "fciub":

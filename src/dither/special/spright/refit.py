@@ -1,7 +1,8 @@
 """The least squares of all samples on a found support.
 
-The transform of a group is orthogonal up to its scale, so this is least squares of the bins: minimise sum over groups, bins and cosets of |U - model|^2, where the
-model puts X_k s_k[p] into bin M^T k. Its normal equations are nearly a multiple of the identity, so conjugate gradients take a handful of steps of cost C P |X|.
+The transform of a group is orthogonal up to its scale, so this is least squares of the bins: minimise sum over groups, bins and cosets of |U -
+model|^2, where the model puts X_k s_k[p] into bin M^T k. Its normal equations are nearly a multiple of the identity, so conjugate gradients take a
+handful of steps of cost C P |X|.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import numpy as np
 
 from dither.special.spright.gf2 import Masks, Values, signs
 from dither.special.spright.hashing import Group
-from dither.special.spright.peel import add_rows
+from dither.special.spright.peel import add_rows, energies
 
 STEPS = 50
-ENOUGH = 1e-13  # of the right side's norm
+ENOUGH = 1e-13  # of the values' norm
 
 
 def subtract(u: Sequence[Values], groups: Sequence[Group], support: Masks, values: Values) -> list[Values]:
@@ -28,13 +29,18 @@ def subtract(u: Sequence[Values], groups: Sequence[Group], support: Masks, value
     return left
 
 
-def refit(u: Sequence[Values], groups: Sequence[Group], support: Masks) -> Values:
-    """The values ``[|X|]`` of the support that fit the samples best; samples that several offsets see count once."""
+def refit(u: Sequence[Values], groups: Sequence[Group], support: Masks, values: Values, noise: float) -> Values:
+    """The values ``[|X|]`` that fit the samples best, from those that peeling found; samples that several offsets see count once.
+
+    Bins with more energy than ``noise`` hold what was not found, which would leak into the values: they are left out.
+    """
     places = [group.hash(support) for group in groups]
     s = [signs(support, group.offsets[group.first]) for group in groups]
+    left = subtract(u, groups, support, values)
+    weights = [(energies(rest) <= noise)[at, None] for rest, at in zip(left, places, strict=True)]
 
     def adjoint(residuals: Sequence[Values]) -> Values:
-        total: Values = sum((sk * r[at]).sum(axis=1) for sk, r, at in zip(s, residuals, places, strict=True))
+        total: Values = sum((sk * w * r[at]).sum(axis=1) for sk, w, r, at in zip(s, weights, residuals, places, strict=True))
         return total
 
     def forward(x: Values) -> list[Values]:
@@ -45,19 +51,17 @@ def refit(u: Sequence[Values], groups: Sequence[Group], support: Masks) -> Value
             made.append(bins)
         return made
 
-    weight = sum(sk.shape[1] for sk in s)  # the diagonal
-    rest = adjoint([bins[:, group.first] for bins, group in zip(u, groups, strict=True)])
-    target = float(np.linalg.norm(rest)) * ENOUGH
-    x = rest / weight
-    rest = rest - adjoint(forward(x))
-    direction, size = rest, float(np.vdot(rest, rest).real)
+    rest = adjoint([bins[:, group.first] for bins, group in zip(left, groups, strict=True)])
+    change, direction, size = np.zeros_like(rest), rest, float(np.vdot(rest, rest).real)
+    enough = (ENOUGH * float(np.linalg.norm(values)) * len(s)) ** 2
     for _ in range(STEPS):
-        if size <= target**2:
+        if size <= enough:
             break
         image = adjoint(forward(direction))
         step = size / float(np.vdot(direction, image).real)
-        x = x + step * direction
+        change = change + step * direction
         rest = rest - step * image
         now = float(np.vdot(rest, rest).real)
         direction, size = rest + now / size * direction, now
-    return x
+    fitted: Values = values + change
+    return fitted

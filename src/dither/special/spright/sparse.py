@@ -2,14 +2,16 @@
 
     f(m) = sum_k X_k (-1)^<m, k> + w(m),     X_k = 2^-n sum_m f(m) (-1)^<m, k>,     m, k in F_2^n,     w independent, of variance sigma^2
 
-so with y = `fwht` (f), X = y / 2^n, and SNR = sum X^2 / sigma^2. Masks are unsigned integers, bit i the coordinate i. C hashes into B = 2^b bins, P offsets each
-(`hashing`, `detect`), then peeling (`peel`), then least squares on what was found (`refit`), again for what is left, at most `SWEEPS` times.
+so with y = `fwht` (f), X = y / 2^n, and SNR = sum X^2 / sigma^2. Masks are unsigned integers, bit i the coordinate i. C hashes into B = 2^b bins,
+P offsets each (`hashing`, `detect`), then peeling (`peel`), then least squares on what was found (`refit`), again for what is left, at most `SWEEPS`
+times.
 
-Cost for K coefficients: C P B samples, C P B (b + 1) + K C P operations and the detections; B about K, P = n + 1 without noise, O(n) for ``so``, O(n) P1 for ``nso``:
-K log N samples where noise allows, K log^2 N in ``nso``. Recovery is likely, not sure: `SparseWHT.complete` says whether all bins were explained.
+Cost for K coefficients: C P B samples, C P B (b + 1) + K C P operations and the detections; B about K, P = n + 1 without noise, O(n) for ``so``,
+O(n) P1 for ``nso``: K log N samples where noise allows, K log^2 N in ``nso``. Recovery is likely, not sure: `SparseWHT.complete` says whether all
+bins were explained.
 
-Source: Li, Bradley, Pawar, Ramchandran, SPRIGHT, 2015 (1508.06336). Ours are the random hashes' rank check, the code of ``so``, thresholds for small P, and
-the refit.
+Source: Li, Bradley, Pawar, Ramchandran, SPRIGHT, 2015 (1508.06336). Ours are the random hashes' rank check, the code of ``so``, thresholds for
+small P, and the refit.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from dither.special.spright.refit import refit, subtract
 SWEEPS = 5
 FIRST_BITS = 6  # bins to start with where K is unknown: 64
 STUCK = 0.6  # share of bins that peeling leaves, from which on more bins are needed
+LEAST = 5.0  # standard deviations that a coefficient must stand above its own noise: among thousands of candidates some reach 4
 LARGEST_DENSE = 26  # bits
 CHUNK = 1 << 22  # signs at once
 
@@ -109,17 +112,19 @@ def sparse_wht(
 ) -> SparseWHT:
     """The large Walsh-Hadamard coefficients of ``f``, a function of n <= 63 bits that is sampled where the method needs it.
 
-    ``f``: takes masks ``[Q]`` uint64, or with ``bits`` rows ``[Q, n]`` uint8, at most 2^20 at once, and returns ``[Q]`` real or complex numbers; or is an array of all
-    2^n values. It must give the same value for the same mask. ``k``: about how many coefficients there are; B is the least power of two from ``eta`` k on. None: B
-    starts at 64 and doubles, samples kept, while more than 60 % of the bins stay unexplained and ``max_queries`` allows it. ``sigma``: the standard deviation of noise in f,
-    and of all that is not sparse; 0 trusts every digit (of float64; give 1e-6 of the scale for a float32 f); None estimates it.
+    ``f``: takes masks ``[Q]`` uint64, or with ``bits`` rows ``[Q, n]`` uint8, at most 2^20 at once, and returns ``[Q]`` real or complex numbers;
+    or is an array of all 2^n values. It must give the same value for the same mask. ``k``: about how many coefficients there are; B is the least
+    power of two from ``eta`` k on. None: B starts at 64 and doubles, samples kept, while more than 60 % of the bins stay unexplained and
+    ``max_queries`` allows it. ``sigma``: the standard deviation of noise in f, and of all that is not sparse; 0 trusts every digit (of float64;
+    give 1e-6 of the scale for a float32 f); None estimates it.
 
-    ``mode``: 'noiseless' (the default for sigma 0), 'nso' (the default else), 'so' (fewest samples under noise), 'ml' (the slow reference, n <= 20). ``p1``: random offsets
-    (10 in nso, 16 in so, 3 n in ml). ``groups``: C. ``hashing``: 'random', 'block' or 'overlap'. ``gamma``: a bin is noise up to (1 + gamma) times its noise power; by default
-    what P allows. ``rounds``: of peeling, each sweep. ``seed``: of hashes and offsets.
+    ``mode``: 'noiseless' (the default for sigma 0), 'nso' (the default else), 'so' (fewest samples under noise), 'ml' (the slow reference, n <=
+    20). ``p1``: random offsets (10 in nso, 16 in so, 3 n in ml). ``groups``: C. ``hashing``: 'random', 'block' or 'overlap'. ``gamma``: a bin is
+    noise up to (1 + gamma) times its noise power; by default what P allows. ``rounds``: of peeling, each sweep. ``seed``: of hashes and offsets.
 
-    Raises ValueError, naming the argument, for values outside of these, n outside of 1 .. 63, an array whose length is not 2^n, k above 2^n / 4, blocks that do not
-    fit, p1 < 1 or more offsets than masks, and an f that returns another shape, no numbers, NaN or inf. Recovery that fails is no error: `SparseWHT.complete`.
+    Raises ValueError, naming the argument, for values outside of these, n outside of 1 .. 63, an array whose length is not 2^n, k above 2^n / 4,
+    blocks that do not fit, p1 < 1 or more offsets than masks, and an f that returns another shape, no numbers, NaN or inf. Recovery that fails is
+    no error: `SparseWHT.complete`.
     """
     n = _check(f, n, k, sigma, mode, groups, eta, hashing, p1, gamma, rounds, max_queries)
     chosen = mode or ("noiseless" if sigma == 0 else "nso")
@@ -177,6 +182,7 @@ def _solve(groups: Sequence[Group], mode: Mode, sigma: float | None, k: int | No
     total = size * len(groups)
     freedom = min(len(group.first) for group in groups) * (2 if np.iscomplexobj(bins[0]) else 1)
     floor = TINY * max(float((np.abs(u) ** 2).max()) for u in bins)
+    seen = sum(len(group.first) for group in groups)  # values that each coefficient is fitted to
     wide = wide_margin(freedom, total)
     empty = 0.5 if k is None else math.exp(-k / size)
 
@@ -193,11 +199,11 @@ def _solve(groups: Sequence[Group], mode: Mode, sigma: float | None, k: int | No
         if not len(found.support) and sweep:
             break
         support, values = summed(np.concatenate([support, found.support]), np.concatenate([values, found.values]))
-        values = refit(bins, groups, support)
-        large = np.abs(values) ** 2 >= max(4 * noise / freedom, floor)
+        values = refit(bins, groups, support, values, (1 + wide) * noise)
+        large = np.abs(values) ** 2 >= max(LEAST**2 * noise / seen, floor)
         if not large.all():
             support = support[large]
-            values = refit(bins, groups, support)
+            values = refit(bins, groups, support, values[large], (1 + wide) * noise)
         empty = min(1.0, max(0.25, float(np.mean(np.concatenate([energies(u) for u in rest]) <= (1 + wide) * noise))))
     rest = subtract(bins, groups, support, values)
     left = np.concatenate([energies(u) for u in rest])
@@ -239,7 +245,7 @@ def _check(
         raise ValueError("n: must be given where f is a function")
     if not 1 <= n <= 63:
         raise ValueError(f"n: must be 1 .. 63, not {n}")
-    if k is not None and not 1 <= k:
+    if k is not None and k < 1:
         raise ValueError(f"k: must be at least 1, not {k}")
     if k is not None and 4 * k > 1 << n:
         raise ValueError(f"k: {k} of 2^{n} coefficients are not sparse, at most a quarter is; use fwht on all values")

@@ -4,8 +4,8 @@ Rate 1/2, constraint length 7, generators (133, 171) octal, ended by 6 zeros: n 
 
     c_{t,g} = sum_i k_i g_{t-i}  mod 2,     t = 0 .. n + 5,     g_0 the highest bit of the octal number
 
-Viterbi's algorithm finds the message whose word has the largest correlation sum_p y_p (-1)^{c_p}: maximum likelihood under Gaussian noise. Cost: 64 states x 2
-branches x (n + 6) steps a word. Source: Odenwalder, 1970, for the generators; Viterbi, IEEE Trans. Information Theory 13, 1967.
+Viterbi's algorithm finds the message whose word has the largest correlation sum_p y_p (-1)^{c_p}: maximum likelihood under Gaussian noise. Cost:
+64 states x 2 branches x (n + 6) steps a word. Source: Odenwalder, 1970, for the generators; Viterbi, IEEE Trans. Information Theory 13, 1967.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ def columns(n: int) -> Masks:
 
 
 def _branches() -> Reals:
-    """``[2, 128]``: the two outputs, +-1, on the branch to state s' from 2 (s' mod 32) + x, at column 2 s' + x. The newest input is a state's highest bit."""
-    found = np.empty((len(GENERATORS), 2 * STATES))
-    for to in range(STATES):
-        for x in range(2):
+    """``[2, 128]``: the two outputs, +-1, on the branch to state s' from 2 (s' mod 32) + x, at column 64 x + s'. A state's highest bit is its
+    newest input."""
+    found = np.empty((len(GENERATORS), 2, STATES))
+    for x in range(2):
+        for to in range(STATES):
             register = to >> (MEMORY - 1) << MEMORY | (to % (STATES // 2)) << 1 | x  # the input of this step, then the state it was in
             for g, taps in enumerate(GENERATORS):
-                found[g, 2 * to + x] = 1 - 2 * ((register & taps).bit_count() & 1)
-    return found
+                found[g, x, to] = 1 - 2 * ((register & taps).bit_count() & 1)
+    return found.reshape(len(GENERATORS), -1)
 
 
 BRANCHES = _branches()
@@ -63,10 +64,11 @@ def _decode(y: Reals, n: int) -> tuple[Masks, Reals]:
     metric[:, 0] = 0
     came = np.empty((steps, len(y), STATES), dtype=np.uint8)  # x of the branch that it came by
     for t in range(steps):
-        gain = (y[:, 2 * t : 2 * t + 2] @ BRANCHES).reshape(-1, 2, STATES // 2, 2)  # [A, input, s' mod 32, x]
-        gain += metric.reshape(-1, 1, STATES // 2, 2)
-        came[t] = (gain[..., 1] > gain[..., 0]).reshape(-1, STATES)
-        metric = gain.max(axis=-1).reshape(-1, STATES)
+        gain = (y[:, 2 * t : 2 * t + 2] @ BRANCHES).reshape(-1, 2, 2, STATES // 2)  # [A, x, input, s' mod 32]
+        gain += metric.reshape(-1, STATES // 2, 2).transpose(0, 2, 1)[:, :, None]
+        zero, one = gain.reshape(-1, 2, STATES).transpose(1, 0, 2)
+        came[t] = one > zero
+        metric = np.maximum(zero, one)
         if t >= n:
             metric[:, STATES // 2 :] = -np.inf  # only zeros end a word
     state = np.zeros(len(y), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Transforms in place: every path against matrices and float64, all instruction sets against one another and against the rows' kernel, bit for bit."""
+"""Transforms in place: every path against matrices and float64; instruction sets against one another and the kernel of rows, bit for bit."""
 
 from __future__ import annotations
 

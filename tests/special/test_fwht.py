@@ -81,7 +81,7 @@ def test_gradients() -> None:
     ],
 )
 def test_wrong_arguments(name: str, x: Any, order: int) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: "):
+    with pytest.raises(ValueError, match=rf"^{name}: "):
         fwht(x, order=order)
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_overwritten() -> None:
     frozen = np.zeros(4)
     frozen.flags.writeable = False
     for x in (frozen, np.zeros(8)[::2], torch.zeros(8)[::2]):
-        with pytest.raises(ValueError, match="^x: must be contiguous"):
+        with pytest.raises(ValueError, match=r"^x: must be contiguous"):
             fwht_(x)
-    with pytest.raises(TypeError, match="^x: "):
+    with pytest.raises(TypeError, match=r"^x: "):
         fwht([1.0, 2.0])  # type: ignore[type-var]

@@ -62,7 +62,7 @@ def sixty_bits(k: int = 40) -> tuple[np.ndarray, np.ndarray, Any]:
 
 
 def test_a_function_that_no_table_holds() -> None:
-    support, values, f = sixty_bits()
+    support, _, f = sixty_bits()
     found = sparse_wht(f, n=60, k=40, seed=1)
     assert found.complete and set(found.support.tolist()) == set(support.tolist()) and found.n_queries < 15000
     m = np.random.default_rng(1).integers(0, 1 << 60, 100, dtype=np.uint64)
@@ -177,17 +177,17 @@ F = np.zeros(1 << 10)
     ],
 )
 def test_wrong_arguments(name: str, f: Any, given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: "):
+    with pytest.raises(ValueError, match=rf"^{name}: "):
         sparse_wht(f, **given)
 
 
 def test_wrong_kinds() -> None:
-    with pytest.raises(TypeError, match="^f: "):
+    with pytest.raises(TypeError, match=r"^f: "):
         sparse_wht([1.0, 2.0])  # type: ignore[arg-type]
     found: SparseWHT = sparse_wht(F, k=4)
     for masks in (np.zeros(3), np.zeros((3, 4), dtype=int)):
-        with pytest.raises(ValueError, match="^masks: "):
+        with pytest.raises(ValueError, match=r"^masks: "):
             found(masks)
-    with pytest.raises(ValueError, match="^n: 60 bits"):
+    with pytest.raises(ValueError, match=r"^n: 60 bits"):
         sparse_wht(sixty_bits(4)[2], 60, 4).to_dense()
     assert found(np.zeros(0, dtype=np.uint64)).shape == (0,)

@@ -147,7 +147,7 @@ def test_blocks_alias_plainly() -> None:
         group = Group.sampled(columns, np.zeros(1, dtype=np.uint64), Samples(fwht(x), n, False))
         axes = tuple(axis for axis in range(3) if axis != 2 - c)
         np.testing.assert_allclose(group.transform()[:, 0], x.reshape(8, 8, 8).sum(axis=axes), atol=1e-12)
-    with pytest.raises(ValueError, match="^hashing: 3 blocks of 4 bits"):
+    with pytest.raises(ValueError, match=r"^hashing: 3 blocks of 4 bits"):
         matrices("block", 9, 4, 3, np.random.default_rng(0))
     assert [c.tolist() for c in matrices("overlap", 8, 4, 3, np.random.default_rng(0))] == [
         [1, 2, 4, 8], [4, 8, 16, 32], [32, 64, 128, 1]
@@ -185,9 +185,9 @@ def test_likely_is_the_best_of_all() -> None:
 
 def test_offsets_differ() -> None:
     assert len(np.unique(detect.distinct(4, 16, np.random.default_rng(0)))) == 16
-    with pytest.raises(ValueError, match="^p1: 17 offsets of 4 bits"):
+    with pytest.raises(ValueError, match=r"^p1: 17 offsets of 4 bits"):
         detect.distinct(4, 17, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="^mode: 'ml'"):
+    with pytest.raises(ValueError, match=r"^mode: 'ml'"):
         detect.drawn("ml", 21, None, np.random.default_rng(0))
 
 

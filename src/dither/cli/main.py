@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from dither import process
-from dither.cli import claims, compare, demo, evaluate, export, inspect, methods, quantize, run
+from dither.cli import claims, compare, demo, evaluate, export, inspect, methods, quantize, run, swht
 
 app = typer.Typer(
     name="dither",
@@ -33,6 +33,7 @@ for verb, command in (
     ("claims", claims.command),
     ("methods", methods.command),
     ("demo", demo.command),
+    ("swht", swht.command),
 ):
     app.command(verb)(command)
 

@@ -199,11 +199,7 @@ def _solve(groups: Sequence[Group], mode: Mode, sigma: float | None, k: int | No
         if not len(found.support) and sweep:
             break
         support, values = summed(np.concatenate([support, found.support]), np.concatenate([values, found.values]))
-        values = refit(bins, groups, support, values, (1 + wide) * noise)
-        large = np.abs(values) ** 2 >= max(LEAST**2 * noise / seen, floor)
-        if not large.all():
-            support = support[large]
-            values = refit(bins, groups, support, values[large], (1 + wide) * noise)
+        support, values = _fitted(bins, groups, support, values, (1 + wide) * noise, max(LEAST**2 * noise / seen, floor))
         empty = min(1.0, max(0.25, float(np.mean(np.concatenate([energies(u) for u in rest]) <= (1 + wide) * noise))))
     rest = subtract(bins, groups, support, values)
     left = np.concatenate([energies(u) for u in rest])
@@ -219,6 +215,18 @@ def _solve(groups: Sequence[Group], mode: Mode, sigma: float | None, k: int | No
         explained=1 - unexplained / power if power > 0 else 1.0,
         rounds=done,
     )
+
+
+def _fitted(
+    bins: Sequence[Values], groups: Sequence[Group], support: Masks, values: Values, noise: float, least: float
+) -> tuple[Masks, Values]:
+    """The support refitted, without what is then below sqrt(least); what goes changes what its bins say of others, so again until all stay."""
+    while True:
+        values = refit(bins, groups, support, values, noise)
+        large = np.abs(values) ** 2 >= least
+        if large.all():
+            return support, values
+        support, values = support[large], values[large]
 
 
 def _most_bits(n: int, groups: int, offsets: int, hashing: str, max_queries: int, b: int) -> int:

@@ -365,6 +365,7 @@ NB_MODULE(_C, m) {
           "threads"_a);
     bind_hadamard<float>(m);
     bind_hadamard<int16_t>(m);
+    dither::bind_fwht(m);
     bind_codebook<float>(m);
     bind_codebook<double>(m);
     bind_codebook_decode<float>(m);

@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from dither import process
-from dither.cli import bessel, claims, compare, demo, evaluate, export, inspect, methods, quantize, run
+from dither.cli import bessel, claims, compare, demo, evaluate, export, inspect, methods, quantize, run, swht
 
 app = typer.Typer(
     name="dither",
@@ -34,6 +34,7 @@ for verb, command in (
     ("methods", methods.command),
     ("bessel", bessel.command),
     ("demo", demo.command),
+    ("swht", swht.command),
 ):
     app.command(verb)(command)
 

@@ -11,6 +11,7 @@ from dither.kernels.attention import causal_attention
 from dither.kernels.codebook import decode_codebook, nearest_centroids, sweep_columns
 from dither.kernels.dequantize import dequantize_affine
 from dither.kernels.extension import backend
+from dither.kernels.fwht import fwht_rows
 from dither.kernels.gptq import ColumnFormat, gptq_columns, gptq_columns_dynamic
 from dither.kernels.gram import gram_finish, gram_update
 from dither.kernels.grids import AffineGrid, ColumnGrid, MixedGrid, OffsetGrid, TableGrid
@@ -25,7 +26,7 @@ __all__ = [
     "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "PackedMatrix", "TableGrid", "backend", "causal_attention",
     "decode_codebook",
     "dequantize_affine", "dequantize_partial",
-    "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "nearest_centroids",
+    "fwht_rows", "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "nearest_centroids",
     "pack_rows", "pack_wide", "packed_matmul", "packed_stride",
     "places_to_bitmap",
     "round_affine", "round_to_one_grid", "sweep_columns", "unpack_rows", "unpack_wide",

@@ -64,6 +64,7 @@ struct F64 {
     static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
     static F64 round(F64 a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
     static F64 min(F64 a, F64 b) { return {_mm512_min_pd(a.v, b.v)}; }
+    static F64 max(F64 a, F64 b) { return {_mm512_max_pd(a.v, b.v)}; }
     static F64 select_lt(F64 a, F64 b, F64 x, F64 y) {
         return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
     }

@@ -107,8 +107,9 @@ class Row {
     template <class Sum, class Of, class Merge>
     Sum reduce(std::vector<Sum>& sums, const Of& of, const Merge& merge) {
         each([&](int64_t c, int64_t begin, int64_t count) {
-            Sum sum = of(begin, std::min(softmax_piece, count));
-            for (int64_t i = softmax_piece; i < count; i += softmax_piece) sum = merge(sum, of(begin + i, std::min(softmax_piece, count - i)));
+            const int64_t piece = passes_.piece;
+            Sum sum = of(begin, std::min(piece, count));
+            for (int64_t i = piece; i < count; i += piece) sum = merge(sum, of(begin + i, std::min(piece, count - i)));
             sums[c] = sum;
         });
         Sum total = sums[0];

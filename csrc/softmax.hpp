@@ -14,7 +14,6 @@
 namespace dither {
 
 inline constexpr int64_t softmax_chunk = 65536;  // elements that one thread works on
-inline constexpr int64_t softmax_piece = 4096;   // elements whose sum is kept in lanes of the row's own precision
 
 enum class Number { float32, float64, bfloat16, float16 };
 enum class SoftmaxAlgorithm { two_pass, recompute, reload, online };
@@ -45,8 +44,9 @@ struct Peak {
     double sum, greatest;  // sum of e^(x - greatest)
 };
 
-// The passes over elements [begin, begin + count) of a row. Those that give a sum want count <= softmax_piece.
+// The passes over elements [begin, begin + count) of a row
 struct SoftmaxPasses {
+    int64_t piece;  // elements whose sum is made in the row's own precision, so that roundings to one side do not add up; further ones in double
     Power (*extended_sum)(const void* x, int64_t begin, int64_t count);
     double (*greatest)(const void* x, int64_t begin, int64_t count);  // passes over NaN
     double (*sum)(const void* x, int64_t begin, int64_t count, double greatest);

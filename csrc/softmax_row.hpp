@@ -235,8 +235,8 @@ struct Passes {
         map(out(dx, begin), count, false, [&](V a, V b) __attribute__((always_inline)) { return a * (b - mean); }, in(y, begin), in(g, begin));
     }
 
-    static constexpr SoftmaxPasses table = {&extended_sum, &greatest, &sum,      &sum_kept, &online_sum, &divide_extended,
-                                            &divide,       &divide_kept, &subtract, &any_nan,  &dot,        &gradient};
+    static constexpr SoftmaxPasses table = {V::lanes * 256, &extended_sum, &greatest, &sum,     &sum_kept, &online_sum, &divide_extended,
+                                            &divide,        &divide_kept,  &subtract, &any_nan, &dot,      &gradient};
 };
 
 inline const SoftmaxPasses& softmax_passes(Number type) {

@@ -55,7 +55,7 @@ struct SoftmaxPasses {
     void (*divide_extended)(const void* x, int64_t begin, int64_t count, Power inverse, void* y, bool stream);
     void (*divide)(const void* x, int64_t begin, int64_t count, double greatest, double inverse, void* y, bool stream);
     void (*divide_kept)(const void* e, int64_t begin, int64_t count, double inverse, void* y);
-    void (*subtract)(const void* x, int64_t begin, int64_t count, double high, double low, void* y, bool stream);  // (x - high) - low
+    void (*subtract)(const void* x, int64_t begin, int64_t count, double high, double low, void* y, bool stream);  // (x - high) - low, at most 0
     bool (*any_nan)(const void* x, int64_t begin, int64_t count);
     double (*dot)(const void* y, const void* g, int64_t begin, int64_t count);
     void (*gradient)(const void* y, const void* g, int64_t begin, int64_t count, double dot, void* dx);

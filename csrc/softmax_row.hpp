@@ -202,8 +202,8 @@ struct Passes {
     }
 
     static void subtract(const void* x, int64_t begin, int64_t count, double high, double low, void* y, bool past_caches) {
-        const V first = set(high), second = set(low);
-        map(out(y, begin), count, past_caches, [&](V v) __attribute__((always_inline)) { return (v - first) - second; }, in(x, begin));
+        const V first = set(high), second = set(low), zero = set(0);  // no logarithm of a probability is above 0; NaN is what min gives second
+        map(out(y, begin), count, past_caches, [&](V v) __attribute__((always_inline)) { return V::min(zero, (v - first) - second); }, in(x, begin));
     }
 
     static bool any_nan(const void* x, int64_t begin, int64_t count) {

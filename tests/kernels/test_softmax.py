@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def test_error_in_float32(path: str, n: int) -> None:
             assert bool((error <= bound)[seen].all()), (name, algorithm)
             assert float(y[~seen].max() if (~seen).any() else 0) <= NORMAL, (name, algorithm)
         found = logsumexp_rows(x).double()[:, None]
-        ulp = torch.ldexp(torch.ones(()), torch.frexp(log_sum.float()).exponent - 24).double()
+        ulp = torch.from_numpy(np.spacing(log_sum.abs().float().numpy())).double()
         assert bool(((found - log_sum).abs() <= 2 * ulp + 1e-7).all()), name
         y = log_softmax_rows(x)
         inside = logarithm.abs() < 3e38  # -3e38 beside 3e38 gives -inf, as the difference does in float32
@@ -89,9 +90,10 @@ def test_other_types(path: str, algorithm: str, dtype: torch.dtype, relative: fl
         assert bool(((y.double() - expected).abs() <= relative * expected)[expected > least].all())
         found = logsumexp_rows(x)
         assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(found.double()[:, None], log_sum, rtol=1e-13 if dtype == torch.float64 else 3e-7, atol=1e-7 * (dtype != torch.float64))
+        double = dtype == torch.float64
+        torch.testing.assert_close(found.double()[:, None], log_sum, rtol=1e-13 if double else 3e-7, atol=0 if double else 1e-7)
         difference = (log_softmax_rows(x).double() - logarithm).abs()
-        assert bool((difference <= relative * logarithm.abs() + (1e-14 if dtype == torch.float64 else 1e-6)).all())
+        assert bool((difference <= relative * logarithm.abs() + (1e-14 if double else 1e-6)).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -249,5 +251,5 @@ def test_wrong_arguments() -> None:
         with pytest.raises(ValueError, match=f"^{name}: "):
             call()
     shared = torch.zeros(30)
-    with pytest.raises(ValueError, match="^out: shares"):
+    with pytest.raises(ValueError, match="shares a part"):
         softmax_rows(shared[:24].view(2, 12), out=shared[6:].view(2, 12))

@@ -28,7 +28,7 @@ def log_softmax_rows_reference(x: Tensor) -> Tensor:
     mantissa, exponent = _sum(*_extended(wide))
     whole = mantissa.double().log() + exponent.double() * math.log(2)
     high = whole.to(wide.dtype)
-    y = (wide - high) - (whole - high).to(wide.dtype)
+    y = ((wide - high) - (whole - high).to(wide.dtype)).clamp(max=0)
     return torch.where(_in_domain(mantissa, exponent), y, wide.log_softmax(-1)).to(x.dtype)
 
 

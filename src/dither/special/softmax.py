@@ -188,9 +188,9 @@ def _along(
 def _tensor(name: str, x: Any) -> Tensor:
     """``x`` as a tensor over the same memory where torch can have it, else over a copy. Raises TypeError or ValueError."""
     if isinstance(x, np.ndarray):
-        if x.dtype not in (np.float16, np.float32, np.float64):
+        if x.dtype.kind != "f" or x.itemsize > 8:
             raise ValueError(f"{name}: must hold floating point numbers of 2, 4 or 8 bytes, not {x.dtype}")
-        x = torch.from_numpy(x if _shared(x) else x.copy(order="C"))
+        x = torch.from_numpy(x if _shared(x) else np.array(x, x.dtype.newbyteorder("="), order="C"))
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: must be a tensor or an array, not {type(x).__name__}")
     if x.dtype not in DTYPES:

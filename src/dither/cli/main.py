@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from dither import process
-from dither.cli import claims, compare, demo, evaluate, export, inspect, methods, quantize, run
+from dither.cli import bench, claims, compare, demo, evaluate, export, inspect, methods, quantize, run
 
 app = typer.Typer(
     name="dither",
@@ -32,6 +32,7 @@ for verb, command in (
     ("export", export.command),
     ("claims", claims.command),
     ("methods", methods.command),
+    ("bench", bench.command),
     ("demo", demo.command),
 ):
     app.command(verb)(command)

@@ -130,8 +130,8 @@ def _loss(model: nn.Module, window: Tensor, head: nn.Module | None) -> float:
 
 
 def _surprise(logits: Tensor, targets: Tensor) -> float:
-    """Sum of -log softmax(logits)_target over rows ``[rows, V]``, in float32 or better. Log-sum-exp reads the logits once, in the type that they have,
-    where log-softmax writes as many: benchmarks/records/softmax.json has the times of both."""
+    """Sum of -log softmax(logits)_target over rows ``[rows, V]``, in float32 or better. Log-sum-exp reads the logits once, in the type that they
+    have, where log-softmax writes as many: benchmarks/records/softmax.json has the times of both."""
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     seen = logits.gather(1, targets[:, None])[:, 0]  # (rows,)
     return float((logsumexp(logits, dtype=wide).double() - seen.double()).sum())

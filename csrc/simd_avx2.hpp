@@ -79,6 +79,7 @@ struct F64 {
     static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
     static F64 round(F64 a) { return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
     static F64 min(F64 a, F64 b) { return {_mm256_min_pd(a.v, b.v)}; }
+    static F64 max(F64 a, F64 b) { return {_mm256_max_pd(a.v, b.v)}; }
     template <int distance>
     static F64 exchange(F64 a) {  // lane i gets lane i ^ distance
         if constexpr (distance == 2) return {_mm256_permute2f128_pd(a.v, a.v, 1)};

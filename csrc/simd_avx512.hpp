@@ -68,6 +68,7 @@ struct F64 {
     static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
     static F64 round(F64 a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
     static F64 min(F64 a, F64 b) { return {_mm512_min_pd(a.v, b.v)}; }
+    static F64 max(F64 a, F64 b) { return {_mm512_max_pd(a.v, b.v)}; }
     template <int distance>
     static F64 exchange(F64 a) {  // lane i gets lane i ^ distance
         if constexpr (distance == 4) return {_mm512_shuffle_f64x2(a.v, a.v, 0x4E)};

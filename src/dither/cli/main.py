@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from dither import process
-from dither.cli import bessel, claims, compare, demo, evaluate, export, inspect, methods, quantize, run, swht
+from dither.cli import bench, bessel, claims, compare, demo, evaluate, export, inspect, methods, quantize, run, swht
 
 app = typer.Typer(
     name="dither",
@@ -32,6 +32,7 @@ for verb, command in (
     ("export", export.command),
     ("claims", claims.command),
     ("methods", methods.command),
+    ("bench", bench.command),
     ("bessel", bessel.command),
     ("demo", demo.command),
     ("swht", swht.command),

@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from dither import process
-from dither.cli import bench, bessel, claims, compare, demo, evaluate, export, inspect, methods, quantize, run, swht
+from dither.cli import bench, bessel, claims, compare, demo, evaluate, export, inspect, methods, quantize, run, serve, swht
 
 app = typer.Typer(
     name="dither",
@@ -29,6 +29,7 @@ for verb, command in (
     ("compare", compare.command),
     ("inspect", inspect.command),
     ("run", run.command),
+    ("serve", serve.command),
     ("export", export.command),
     ("claims", claims.command),
     ("methods", methods.command),

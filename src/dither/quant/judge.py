@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dither import models
 from dither.errors import CalibrationError, UsageError
-from dither.quant.generate import positions
+from dither.quant.stepping import positions
 from dither.special import logsumexp
 
 _ROWS = 256  # rows of logits at a time: V x 2 or 4 bytes each

@@ -13,7 +13,21 @@ from typing import NoReturn
 import typer
 
 from dither import process
-from dither.cli import bench, bessel, claims, compare, demo, evaluate, export, inspect, methods, quantize, run, serve, swht
+from dither.cli import (
+    bench,
+    bessel,
+    claims,
+    compare,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    methods,
+    quantize,
+    run,
+    serve,
+    swht,
+)
 
 app = typer.Typer(
     name="dither",

@@ -181,7 +181,7 @@ def main() -> None:
         "phase": lambda: phase(runs),
         "length": lambda: length(3 if quick else 10, (12, 20, 28, 40) if quick else tuple(range(12, 41, 4))),
         "sparsity": lambda: sparsity(2 if quick else 5, 20 if quick else 24, (16, 64, 256, 1024) if quick else (16, 64, 256, 1024, 4096, 10000)),
-        "least": lambda: least(10 if quick else 20, (12, 14, 16) if quick else (13, 16, 19, 22), (16, 32, 64) if quick else (16, 64, 256)),
+        "least": lambda: least(10 if quick else 20, (12, 14, 16) if quick else (16, 18, 20, 22), (16, 32, 64) if quick else (64, 128, 256, 512)),
         "crossover": lambda: crossover(3 if quick else 5, (12, 16, 20, 22) if quick else tuple(range(14, 27, 2))),
     }
     for name, part in parts.items():

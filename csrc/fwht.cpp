@@ -47,12 +47,12 @@ void fwht(const FwhtProblem<T>& p, Isa isa, [[maybe_unused]] int threads) {
     const FwhtLoops<T> loops = choose<T>(isa);
     const int64_t segment = p.power * p.inner, length = p.d * segment, total = p.rows * length;
     const int64_t block = std::min<int64_t>(segment, fwht_block_bytes / sizeof(T)), strip = strip_bytes / sizeof(T);
-    const int64_t tile_rows = std::max<int64_t>(2 * p.d, int64_t(1) << fwht_column_levels);
+    const int64_t buffer_bytes = std::max(2 * p.d * fwht_outer_bytes, segment > block ? fwht_tile_bytes : 0);
     const bool streamed = total * static_cast<int64_t>(sizeof(T)) > fwht_cached_bytes && reinterpret_cast<uintptr_t>(p.x) % cache_line == 0;
     threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(total / least_work, 1)));
 #pragma omp parallel num_threads(threads)
     {
-        const Scratch memory = allocate(tile_rows * fwht_tile_bytes);
+        const Scratch memory = allocate(buffer_bytes);
         T* const buffer = reinterpret_cast<T*>(memory.get());
         if (length * static_cast<int64_t>(sizeof(T)) <= fwht_block_bytes) {
             const int64_t together = std::max<int64_t>(1, least_work / 8 / length);

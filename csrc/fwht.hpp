@@ -24,8 +24,10 @@ struct FwhtProblem {
     T* x;  // [R, d power inner]
 };
 
-inline constexpr int64_t fwht_block_bytes = 1 << 18;  // of the second cache, and what is left holds a tile
-inline constexpr int64_t fwht_tile_bytes = 256;       // of a row of a tile
+inline constexpr int64_t fwht_block_bytes = 1 << 18;   // of the second cache
+inline constexpr int64_t fwht_tile_bytes = 1 << 19;    // a tile in its buffer, which the second cache holds too
+inline constexpr int64_t fwht_wide_bytes = 1 << 12;    // of a row of a tile at most: a page
+inline constexpr int64_t fwht_outer_bytes = 1 << 8;    // of the d rows that the matrix in front takes at once
 inline constexpr int fwht_column_levels = 10;
 inline constexpr int64_t fwht_cached_bytes = 1 << 25;  // what may stay in the last cache between two passes
 
@@ -36,9 +38,9 @@ struct FwhtLoops {
     void (*small)(T* x, int64_t count, int64_t first, int64_t end, T scale);
     // x[0 .. n), n >= lanes: times scale, distances first .. n / 2
     void (*block)(T* x, int64_t n, int64_t first, T scale);
-    // columns [from, to) of [2^levels, stride]; buffer of 2^levels fwht_tile_bytes; streamed: past the caches, x aligned to a line
+    // columns [from, to) of [2^levels, stride]; buffer of fwht_tile_bytes; streamed: past the caches, x aligned to a line
     void (*columns)(T* x, int64_t stride, int levels, int64_t from, int64_t to, bool streamed, T* buffer);
-    // columns [from, to) of [d, stride] times scale and D from the outside; buffer of d fwht_tile_bytes
+    // columns [from, to) of [d, stride] times scale and D from the outside; buffer of 2 d fwht_outer_bytes
     void (*outer)(T* x, int64_t stride, const T* signs, int64_t d, int64_t from, int64_t to, T scale, T* buffer);
 };
 

@@ -88,9 +88,10 @@ def absent(peer: str) -> str:
 
 
 def dense(s: Signal) -> np.ndarray:
-    """X ``[2^n]`` from all values, what is under the noise's highest of 2^n removed."""
+    """X ``[2^n]`` from all values, without what is under the highest that noise reaches among 2^n, or under 5 deviations, as in ours."""
     x = fwht(s.f) / len(s.f)
-    x[np.abs(x) < max(s.sigma, 1e-9) * math.sqrt(2 * math.log(len(s.f)) / len(s.f))] = 0
+    deviations = max(5.0, math.sqrt(2 * math.log(len(s.f))))
+    x[np.abs(x) < deviations * max(s.sigma, 1e-9) / math.sqrt(len(s.f))] = 0
     return x
 
 

@@ -192,7 +192,7 @@ def _solve(groups: Sequence[Group], mode: Mode, sigma: float | None, k: int | No
         rest = subtract(bins, groups, support, values)
         found_in = np.concatenate([energies(u) for u in rest])
         noise = max(estimate(found_in, freedom, empty) if sigma is None else sigma**2 / size, floor)
-        # at first few values pass by chance, then no true one is left out
+        # first a tight bound, so that few pass by chance; then one that leaves no true one out
         over = wide if sweep else margin(freedom) if gamma is None else gamma
         found = peel(rest, groups, mode, (1 + over) * noise, rounds)
         done += found.rounds

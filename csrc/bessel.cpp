@@ -14,16 +14,6 @@ constexpr int regions = static_cast<int>(BesselRegion::count);
 constexpr int64_t longest = bessel_chunk + regions * bessel_lanes;  // a sorted chunk with its padding
 constexpr double infinity = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
 
-BesselKernel choose(Isa isa) {
-    switch (isa) {
-#ifdef DITHER_X86
-        case Isa::avx512: return bessel_kernel_avx512();
-        case Isa::avx2: return bessel_kernel_avx2();
-#endif
-        default: return bessel_kernel_scalar();
-    }
-}
-
 // 0, infinity, NaN and what is not in the domain
 void limit(bool second, double v, double x, double& value, double* ratio) {
     double quotient = nan;
@@ -99,8 +89,18 @@ void run_chunk(const BesselProblem& p, const BesselKernel& kernel, int64_t from,
 
 }  // namespace
 
+BesselKernel bessel_kernel(Isa isa) {
+    switch (isa) {
+#ifdef DITHER_X86
+        case Isa::avx512: return bessel_kernel_avx512();
+        case Isa::avx2: return bessel_kernel_avx2();
+#endif
+        default: return bessel_kernel_scalar();
+    }
+}
+
 void log_bessel(const BesselProblem& p, Isa isa, [[maybe_unused]] int threads) {
-    const BesselKernel kernel = choose(isa);
+    const BesselKernel kernel = bessel_kernel(isa);
     const int64_t chunks = (p.n + bessel_chunk - 1) / bessel_chunk;
     threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(chunks, 1)));
 #pragma omp parallel num_threads(threads)

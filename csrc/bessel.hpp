@@ -37,6 +37,8 @@ struct BesselProblem {
 
 struct BesselKernel {
     void (*classify)(const double* v, const double* x, uint8_t* regions, int64_t n);
+    // the elementary functions that the regions use, for tests: exp, expm1, log, log1p as 0 .. 3; n a multiple of bessel_lanes
+    void (*elementary)(int which, const double* logs, const double* x, double* y, int64_t n);
     // one region but `limit`; n a multiple of bessel_lanes; ratio may be null
     void (*run)(BesselRegion, bool second, const BesselTables&, const double* v, const double* x, double* value, double* ratio, int64_t n);
 };
@@ -47,6 +49,7 @@ BesselKernel bessel_kernel_avx2();
 BesselKernel bessel_kernel_avx512();
 #endif
 
+BesselKernel bessel_kernel(Isa isa);
 void log_bessel(const BesselProblem&, Isa isa, int threads);
 
 }  // namespace dither

@@ -4,6 +4,6 @@
 
 namespace dither {
 
-BesselKernel bessel_kernel_avx2() { return {classify, run}; }
+BesselKernel bessel_kernel_avx2() { return {classify, elementary, run}; }
 
 }  // namespace dither

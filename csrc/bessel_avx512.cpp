@@ -4,6 +4,6 @@
 
 namespace dither {
 
-BesselKernel bessel_kernel_avx512() { return {classify, run}; }
+BesselKernel bessel_kernel_avx512() { return {classify, elementary, run}; }
 
 }  // namespace dither

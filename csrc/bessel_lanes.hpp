@@ -115,7 +115,9 @@ Pair small_i(const BesselTables& t, F64 v, F64 x) {
     const F64 argument = F64::select_lt(whole, one, near, (one + g) * n / (p * below));
     const Log log{t.logs};
     const F64 logarithm = log(argument, F64::select_lt(whole, one, error / near, F64::set1(0)));
-    return {F64::fmadd(v, log(half), logarithm), half * m / n};
+    const F64 tiny = F64::set1(0x1p-1021), zero = F64::set1(0);  // below, x / 2 loses digits
+    const F64 log_half = log(F64::select_lt(x, tiny, x, half)) - F64::select_lt(x, tiny, F64::set1(log.two_high() + log.two_low()), zero);
+    return {F64::fmadd(v, log_half, logarithm), half * m / n};
 }
 
 // Temme's series for orders a and 1 - a, a <= 1/2, and the recurrence upwards; everything times powers of x/2
@@ -266,6 +268,14 @@ inline F64 classify_lanes(F64 v, F64 x) {
     const F64 limit = code(R::limit);
     r = F64::select_lt(zero, x, F64::select_lt(x, infinity, r, limit), limit);
     return F64::select_lt(v, zero, limit, F64::select_lt(v, infinity, r, limit));
+}
+
+void elementary(int which, const double* logs, const double* x, double* y, int64_t n) {
+    const Log log{logs};
+    for (int64_t i = 0; i < n; i += F64::lanes) {
+        const F64 a = F64::load(x + i);
+        (which == 0 ? log.exp(a) : which == 1 ? log.exp_minus_1(a) : which == 2 ? log(a) : log.plus_1(a)).store(y + i);
+    }
 }
 
 void classify(const double* v, const double* x, uint8_t* regions, int64_t n) {

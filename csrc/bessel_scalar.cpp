@@ -4,6 +4,6 @@
 
 namespace dither {
 
-BesselKernel bessel_kernel_scalar() { return {classify, run}; }
+BesselKernel bessel_kernel_scalar() { return {classify, elementary, run}; }
 
 }  // namespace dither

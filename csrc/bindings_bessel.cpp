@@ -32,12 +32,18 @@ void bessel(bool second, Vector<const double> v, Vector<const double> x, std::op
     log_bessel(p, chosen, threads);
 }
 
+// n a multiple of bessel_lanes
+void elementary(int which, Matrix<const double> logs, Vector<const double> x, Vector<double> y, const std::string& isa) {
+    bessel_kernel(parse_isa(isa.c_str())).elementary(which, logs.data(), x.data(), y.data(), static_cast<int64_t>(x.shape(0)));
+}
+
 }  // namespace
 
 void bind_bessel(nb::module_& m) {
     m.def("log_bessel", &bessel, "second"_a, "v"_a.noconvert(), "x"_a.noconvert(), "regions"_a.noconvert().none(), "u"_a.noconvert(),
           "w"_a.noconvert(), "gamma"_a.noconvert(), "logs"_a.noconvert(), "nodes"_a.noconvert(), "value"_a.noconvert(),
           "ratio"_a.noconvert().none(), "isa"_a, "threads"_a);
+    m.def("elementary", &elementary, "which"_a, "logs"_a.noconvert(), "x"_a.noconvert(), "y"_a.noconvert(), "isa"_a);
 }
 
 }  // namespace dither

@@ -114,7 +114,7 @@ def _hankel(kind: str, terms: int, v: Tensor, x: Tensor) -> Pair:
 
 def _debye(kind: str, terms: int, v: Tensor, x: Tensor, tables: BesselTables, ratio: bool) -> Pair:
     large = torch.maximum(v, x) > HUGE
-    scale = torch.where(large, 2.0**-600, 1.0)
+    scale = torch.ones_like(v).masked_fill_(large, 2.0**-600)
     p = v * scale
     w, w_low = _hypot(p, x * scale)
     y, inverse = scale / w, 1 / w
@@ -174,7 +174,8 @@ def _small_i(code: int, v: Tensor, x: Tensor, tables: BesselTables, ratio: bool)
     excess = rest / p
     small = torch.log1p(g + excess + g * excess)
     value = torch.where(whole == 0, small, torch.log((1 + g) * n / (p * product)))
-    return v * torch.log(half) + value, half * m / n
+    log_half = torch.where(x < 1e-300, torch.log(x) - math.log(2), torch.log(half))  # x / 2 may lose digits
+    return v * log_half + value, half * m / n
 
 
 def _small_k(code: int, v: Tensor, x: Tensor, tables: BesselTables, ratio: bool) -> Pair:

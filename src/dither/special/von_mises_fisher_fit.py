@@ -138,7 +138,7 @@ def _slope(kappa: float, p: int) -> float:
 
 
 def _bisect(inside: Callable[[float], bool], within: float, outside: float) -> float:
-    for _ in range(60):
+    while abs(outside - within) > 1e-12 * abs(within):
         middle = (within + outside) / 2
         within, outside = (middle, outside) if inside(middle) else (within, middle)
     return within

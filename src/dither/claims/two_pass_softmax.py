@@ -7,7 +7,7 @@ from dither.special import softmax_error, softmax_timing, timing
 
 LARGE = 1 << 30  # bytes of a row that no cache holds
 SIZES = tuple(1 << shift for shift in range(16, 27, 2))  # rows that "auto" is judged on, beside the large one
-ROUNDS = 15
+ROUNDS = 9
 
 
 def measure(seed: int, say: Say) -> Figures:

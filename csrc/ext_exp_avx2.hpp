@@ -28,6 +28,6 @@ inline F32 reduced(F32 x, F32 n) { return F32::fmadd(n, F32::set1(0x1.05C61p-29f
 constexpr double bottom(float) { return -88.0; }    // the nearest integer to x log2(e) is -127
 constexpr double bottom(double) { return -709.0; }  // -1023
 
-constexpr int block = 8;  // vectors that pass 1 brings to a common exponent
+constexpr int block = 8;  // vectors that pass 1 brings to a common exponent; with 4, 6 or 12 it is no faster
 
 }  // namespace

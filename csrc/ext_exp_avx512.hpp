@@ -20,6 +20,6 @@ inline F32 reduced(F32 x, F32 n) { return F32::fmadd(n, F32::set1(0x1.05C61p-29f
 constexpr double bottom(float) { return -105.0; }   // e^x rounds to 0 from here on down
 constexpr double bottom(double) { return -746.0; }
 
-constexpr int block = 8;  // vectors that pass 1 brings to a common exponent
+constexpr int block = 8;  // vectors that pass 1 brings to a common exponent; with 4, 6 or 12 it is no faster
 
 }  // namespace

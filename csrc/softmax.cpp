@@ -215,6 +215,7 @@ void each_row(int64_t rows, int64_t columns, int64_t scratch, int threads, const
         for (int64_t r = 0; r < rows; ++r) together(r, sets[r % 2], memory.get());
         return;
     }
+    threads = static_cast<int>(std::min<int64_t>(threads, rows));
 #pragma omp parallel num_threads(threads)
     {
         Chunks set(chunks);

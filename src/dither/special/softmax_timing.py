@@ -79,9 +79,9 @@ def lag(row: Row) -> float:
     return float(seconds[row["auto"]] / min(seconds[name] for name in WORDS) - 1)
 
 
-def alike(row: Row) -> float:
-    """The largest of the algorithms' bytes a second over the smallest."""
-    rates = row["bytes_a_second"].values()
+def alike(row: Row, fetched: int = 0) -> float:
+    """The largest of the algorithms' bytes a second over the smallest; with ``fetched`` = 1, counting the line that is fetched before a write."""
+    rates = [(words + fetched) / row["seconds"][name] for name, words in WORDS.items()]
     return float(max(rates) / min(rates))
 
 

@@ -32,14 +32,17 @@ def buffer(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def alternating(runs: Mapping[str, Callable[[], object]], rounds: int = 5, least: float = LEAST) -> dict[str, float]:
-    """Seconds a call, the median over ``rounds`` in which all take turns; within a round the mean over at least ``least`` seconds."""
+    """Seconds a call, the median over ``rounds`` in which all take turns, each round starting with another; within a round the mean over at least
+    ``least`` seconds."""
     if rounds < 1:
         raise ValueError(f"rounds: must be at least 1, not {rounds}")
     for run in runs.values():
         run()
     found: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
+    names = list(runs)
+    for first in range(rounds):
+        for name in (names[(first + i) % len(names)] for i in range(len(names))):
+            run = runs[name]
             count, started = 0, time.perf_counter()
             while (now := time.perf_counter()) - started < least or count == 0:
                 run()

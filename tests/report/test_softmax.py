@@ -39,6 +39,7 @@ def test_tables() -> None:
     assert "| avx512 | two_pass | 2.50 | 3.00 |" in text
     assert "| a loss | 1 | 3,000.0 us | 2,000.0 us | 1.50 | called |" in text and "| a choice | 1 | 800.0 us | – | – |  |" in text
     assert text.count("Measured on Example CPU (dither 0.1.0) on 2026-11-28.") == 3
+    assert text.startswith("![") and "(softmax.svg)" in text
     assert softmax_tables({}) == ""
 
 

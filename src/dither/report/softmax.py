@@ -20,8 +20,8 @@ _MARGIN = 14.0
 
 
 def softmax_tables(record: Record) -> str:
-    """What was measured, a table a part; parts that are missing are left out."""
-    parts = []
+    """What was measured, a table a part, under the plot; parts that are missing are left out."""
+    parts = ["![ns a number against the length of a row](softmax.svg)\n"] if "float32" in record else []
     for name in ("float32", "bfloat16"):
         if name in record:
             parts.append(_times(name, record[name]))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dither.errors import ModelError
 from dither.quant.kv import KNOWN, attention_modules
-from dither.quant.linear import FEW_ROWS
+from dither.quant.products import FEW_ROWS
 from dither.quant.stepping import Stepper, positions
 from dither.serve.fixed_rows import fix_rows
 from dither.serve.rows_cache import Attention, RowsCache, by_rows, make_growing

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from dither.quant.linear import FEW_ROWS, QuantLinear, SharedLinear
+from dither.quant.linear import QuantLinear, SharedLinear
+from dither.quant.products import FEW_ROWS
 
 
 def fix_rows(model: nn.Module) -> list[RemovableHandle]:

@@ -17,13 +17,13 @@ from dither.errors import ModelError, UsageError
 from dither.quant.prompts import encode, encode_chat, has_chat_template
 from dither.quant.sampling import Sampling
 from dither.quant.stepping import end_tokens, positions
-from dither.serve.batch import stepper
 from dither.serve.errors import ApiError
 from dither.serve.metrics import Metrics
 from dither.serve.scheduler import Event, Scheduler
 from dither.serve.schemas import Ask, ChatAsk, CompletionAsk
 from dither.serve.sequence import Sequence
 from dither.serve.token_text import TokenText
+from dither.serve.trial import stepper
 
 
 @dataclass(frozen=True, kw_only=True)

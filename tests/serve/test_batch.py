@@ -15,10 +15,12 @@ from dither.formats import Int, QTensor, channel, group
 from dither.kernels.extension import extension
 from dither.quant.linear import QuantLinear, decoded
 from dither.quant.stepping import Stepper
-from dither.serve.batch import Batch, OneByOne, SideBySide, stepper
+from dither.serve.batch import Batch, OneByOne, SideBySide
+from dither.serve.trial import stepper
 
-# models whose rows meet: experts are given the tokens of all rows at once, states are no keys and values, positions come from masks
-ALONE = {"mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "bloom", "falcon", "falcon-new", "mamba", "mamba2"}
+# Models whose rows meet: experts are given the tokens of all rows at once, states are no keys and values, positions come from masks; and one whose
+# rotary embedding is 2 wide, so that 8 rows fill no two vectors.
+ALONE = {"stablelm", "mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "bloom", "falcon", "falcon-new", "mamba", "mamba2"}
 
 
 def texts(batch: Batch, count: int, steps: int, seed: int = 0, company: int = 1) -> dict[int, list[torch.Tensor]]:

@@ -38,7 +38,7 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
         if api_key is None:
             return
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), api_key.encode()):
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode()):
             message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
@@ -51,20 +51,20 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
     async def model(request: Request, name: str) -> JSONResponse:
         check_key(request)
         if name != service.name:
-            raise ApiError(404, f"the model {name[:100]!r} is not served here; {service.name!r} is", param="model", code="model_not_found")
+            raise service.not_served(name)
         return JSONResponse(card.model_dump())
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         check_key(request)
         ask = await _read(request, CompletionAsk, service.limits)
-        return Texts(service, CompletionForm(service.tokens, service.top(ask)), ask, await service.sequences(ask))
+        return Texts(service, CompletionForm(service.tokens, ask.top()), ask, await service.sequences(ask))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         check_key(request)
         ask = await _read(request, ChatAsk, service.limits)
-        return Texts(service, ChatForm(service.tokens, service.top(ask)), ask, await service.sequences(ask))
+        return Texts(service, ChatForm(service.tokens, ask.top()), ask, await service.sequences(ask))
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -6,8 +6,7 @@
                    so that where a row ends up in a vector depends on n
     one by one     a call a sequence: for models whose rows meet (experts that gather tokens, states that are no keys and values)
 
-Which of the three a model gets is not looked up but tried (`stepper`): random prompts, every number of rows, other orders, and a row that claims to
-be at the model's last position; one bit of difference, and the next way is tried.
+Which of the three a model gets, `trial` finds.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from torch import Tensor, nn
 from dither.errors import ModelError
 from dither.quant.kv import KNOWN, attention_modules
 from dither.quant.products import FEW_ROWS
-from dither.quant.stepping import Stepper, positions
-from dither.serve.fixed_rows import fix_rows
+from dither.quant.stepping import Stepper
 from dither.serve.rows_cache import Attention, RowsCache, by_rows, make_growing
 
 
@@ -60,7 +58,7 @@ class OneByOne(Batch):
 
 class SideBySide(Batch):
     """``fill``: whether the model always gets `rows` rows. Raises ModelError where the model's attention or its arguments do not allow it; that the
-    numbers are right, `stepper` tries."""
+    numbers are right, `trial` finds out."""
 
     rows = FEW_ROWS
 
@@ -108,61 +106,3 @@ def _attentions(model: nn.Module) -> dict[nn.Module, Attention]:
             raise ModelError(f"{name}: its attention is {used!r}")
         found[module] = eager if used == "eager" else interface.get_interface(used, eager)
     return found
-
-
-def stepper(model: nn.Module) -> Batch:
-    """The quickest way that is exact. Costs some steps of the model."""
-    handles = fix_rows(model)
-    try:
-        batch = SideBySide(model, fill=False)
-        with torch.inference_mode():
-            try:
-                _try(batch)
-            except _Differs:
-                batch.fill = True
-                _try(batch)
-        return batch
-    except _UNFIT as error:
-        for handle in handles:
-            handle.remove()
-        return OneByOne(model, " ".join(str(error).split()))
-
-
-class _Differs(ModelError):
-    """Rows side by side are not what they are alone."""
-
-
-_UNFIT = (ModelError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)  # how a model may refuse such a call
-
-
-def _try(batch: SideBySide) -> None:
-    """Raises _Differs where rows side by side differ from rows alone."""
-    vocabulary = batch.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    limit = positions(batch.model) or 64
-    generator = torch.Generator().manual_seed(0)
-    lengths = [max(1, min(length, limit - 2)) for length in (1, 2, 3, 5, 8, 9, 12, 4)]
-    prompts = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
-    tokens = torch.randint(vocabulary, (FEW_ROWS,), generator=generator).tolist()
-    starts = [batch.read(prompt)[0] for prompt in prompts]
-
-    def rows(order: Sequence[int]) -> list[Tensor]:
-        return batch.step_at([starts[i].copy() for i in order], [tokens[i] for i in order], [places[i] for i in order])
-
-    places, everyone = [s.length for s in starts], list(range(FEW_ROWS))
-    alone = [rows([i])[0] for i in everyone]
-    for start, token, found in zip(starts, tokens, alone, strict=True):  # by transformers' own loop, whose masks and shapes round otherwise
-        start = start.copy()
-        start.append(token)
-        expected = start.logits()
-        tolerance = (1e-3 if next(batch.model.parameters()).dtype in (torch.float32, torch.float64) else 5e-2) * float(expected.abs().max())
-        if float((found - expected).abs().max()) > tolerance:
-            raise ModelError("a row at a time, its scores are not those of the sequence")
-    places[-1] = positions(batch.model) or places[-1]  # a long sequence must not change what short ones see
-    places[-1] -= 1
-    alone[-1] = rows([FEW_ROWS - 1])[0]
-    for count in range(2, FEW_ROWS + 1):
-        last = everyone[-count:]
-        for order in (last, last[::-1], last[1::2] + last[::2]):
-            for i, found in zip(order, rows(order), strict=True):
-                if not torch.equal(alone[i], found):
-                    raise _Differs(f"{count} rows side by side differ from each alone by {float((alone[i] - found).abs().max()):.1e}")

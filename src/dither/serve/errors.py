@@ -38,7 +38,7 @@ def invalid(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a request. What was sent is not repeated: it may be long."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where, message = first["loc"], first["msg"].removeprefix("Value error, ")
-    param = str(where[0]) if where else (head if (head := message.partition(":")[0]).isidentifier() else None)
+    param = str(where[0])[:100] if where else (head if (head := message.partition(":")[0]).isidentifier() else None)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON that can be read: {message}", code="invalid_json")
     if first["type"] == "extra_forbidden":

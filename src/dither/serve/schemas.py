@@ -3,7 +3,8 @@ is not done here is refused, never ignored."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -46,6 +47,20 @@ class Ask(_Ask):
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=256)
 
+    where: ClassVar[str]  # the field that holds what the model reads
+
+    @abstractmethod
+    def texts(self) -> list[str]:
+        """What is to be cut into tokens."""
+
+    @abstractmethod
+    def wanted(self) -> tuple[str, int | None]:
+        """New tokens at the most, and the field that says so."""
+
+    @abstractmethod
+    def top(self) -> int | None:
+        """Likeliest tokens to name beside each token; None: no log-probabilities."""
+
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
@@ -64,6 +79,17 @@ class CompletionAsk(Ask):
     logprobs: int | None = Field(None, ge=0, le=5)
     best_of: Literal[1] = 1
     echo: Literal[False] = False
+
+    where: ClassVar[str] = "prompt"
+
+    def texts(self) -> list[str]:
+        return [prompt for prompt in self.prompts() if isinstance(prompt, str)]
+
+    def wanted(self) -> tuple[str, int | None]:
+        return "max_tokens", self.max_tokens
+
+    def top(self) -> int | None:
+        return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
         """Each a text or tokens. Raises ValueError for none, and for too many."""
@@ -104,6 +130,19 @@ class ChatAsk(Ask):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     tools: list[Any] = Field(default_factory=list, max_length=0)
+
+    where: ClassVar[str] = "messages"
+
+    def texts(self) -> list[str]:
+        return [message.plain()["content"] for message in self.messages]
+
+    def wanted(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    def top(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatAsk:

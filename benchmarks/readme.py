@@ -2,6 +2,7 @@
 
     python benchmarks/readme.py compare/compare.json     the table in README.md and docs/plot.svg, from a comparison's record
     python benchmarks/readme.py --claims                 docs/claims.md, from the stored records of claims
+    python benchmarks/readme.py --special                the tables and plots of docs/special.md, from benchmarks/records/
     python benchmarks/readme.py --check                  exit code 1 if README.md or docs/ are not what the records give
 
 The comparison's record is kept as docs/record.json, without its layers, so that --check can make the table and the plot again anywhere.
@@ -10,6 +11,7 @@ The comparison's record is kept as docs/record.json, without its layers, so that
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from typing import Any
 from dither import claims, report
 from dither.claims.claim import RECORDS
 from dither.report import CompareRecord, numbers
+from dither.report.softmax import softmax_svg, softmax_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- record:begin -->", "<!-- record:end -->"
@@ -37,12 +40,12 @@ def section(record: CompareRecord) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_section(readme: str, text: str) -> str:
+def with_section(readme: str, text: str, begin: str = BEGIN, end: str = END, name: str = "README.md") -> str:
     """``readme`` with ``text`` between its marks. Raises ValueError where it has not each mark once, in order."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"README.md: must hold {BEGIN} and {END} once, in this order")
-    head, _, rest = readme.partition(BEGIN)
-    return f"{head}{BEGIN}\n{text}{END}{rest.partition(END)[2]}"
+    if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
+        raise ValueError(f"{name}: must hold {begin} and {end} once, in this order")
+    head, _, rest = readme.partition(begin)
+    return f"{head}{begin}\n{text}{end}{rest.partition(end)[2]}"
 
 
 def plot(record: CompareRecord) -> str:
@@ -100,9 +103,23 @@ def _figure(value: float | str | None) -> str:
     return numbers.NOTHING if value is None else numbers.short(float(value))
 
 
+def special_page(root: Path) -> dict[Path, str]:
+    """docs/special.md with the tables of the benchmarks of numerics that have a record, and their plots."""
+    found: dict[Path, str] = {}
+    page = root / "docs" / "special.md"
+    stored = root / "benchmarks" / "records" / "softmax.json"
+    if page.is_file() and stored.is_file():
+        record = json.loads(stored.read_text(encoding="utf-8"))
+        marks = "<!-- softmax:begin -->", "<!-- softmax:end -->"
+        found[page] = with_section(page.read_text(encoding="utf-8"), softmax_tables(record), *marks, page.name)
+        if "float32" in record:
+            found[root / "docs" / "softmax.svg"] = softmax_svg(record)
+    return found
+
+
 def expected(root: Path, records: Path = RECORDS) -> dict[Path, str]:
     """The files that the stored records give, by path. Where there are no records, nothing is expected."""
-    found: dict[Path, str] = {}
+    found: dict[Path, str] = special_page(root)
     stored = root / "docs" / "record.json"
     if stored.is_file():
         record = report.read_json(stored)
@@ -131,6 +148,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
     parser = argparse.ArgumentParser(description="Put measured figures into README.md and docs/.")
     parser.add_argument("record", nargs="?", type=Path, help="compare.json of a comparison")
     parser.add_argument("--claims", action="store_true", help="write docs/claims.md from the stored claim records")
+    parser.add_argument("--special", action="store_true", help="write the tables and plots of docs/special.md from benchmarks/records/")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not what the records give")
     given = parser.parse_args(arguments)
     if given.check:
@@ -138,21 +156,23 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
         for path in wrong:
             print(f"{path.relative_to(root)}: is not what the records give; run python benchmarks/readme.py", file=sys.stderr)
         return 1 if wrong else 0
-    if given.record is None and not given.claims:
-        parser.error("give compare.json, --claims or --check")
+    if given.record is None and not given.claims and not given.special:
+        parser.error("give compare.json, --claims, --special or --check")
     if given.record is not None:
         record = report.read_json(given.record)
         if not isinstance(record, CompareRecord):
             parser.error(f"{given.record}: is no record of a comparison")
         report.to_json(without_layers(record), root / "docs" / "record.json")
     wanted = expected(root, records)
-    pages = {root / "docs" / "claims.md"}
+    pages, special = {root / "docs" / "claims.md"}, special_page(root).keys()
     for path, text in wanted.items():
-        if given.claims if path in pages else given.record is not None:
+        if given.claims if path in pages else given.special if path in special else given.record is not None:
             path.write_text(text, encoding="utf-8")
             print(path.relative_to(root))
     if given.claims and not pages & wanted.keys():
         parser.error("no claim was measured yet; run dither claims run NAME")
+    if given.special and not special:
+        parser.error("nothing was measured yet; run python benchmarks/softmax.py")
     return 0
 
 

@@ -1,9 +1,10 @@
 """Trains the vision model that dither ships as ``vit-fashion``, on Fashion-MNIST (MIT licence), and measures it.
 
     apt-get install dataset-fashion-mnist
-    OMP_WAIT_POLICY=passive nice python benchmarks/train_vit.py
+    python benchmarks/train_vit.py --device cuda --epochs 100 --batch 512 --rate 2e-3
+    OMP_WAIT_POLICY=passive nice python benchmarks/train_vit.py --epochs 2               # a quarter of an hour on two cores
 
-The policy keeps threads from spinning while others work. More epochs make a better model: --epochs.
+The policy keeps threads from spinning while others work. --width, --depth and --heads make other sizes.
 
 Writes a folder: config.json, model.safetensors (float16), preprocessor_config.json and record.json, which has the accuracy on the test images, the
 ratio of the largest to the median channel range behind every norm (what methods for activations have to cope with), time and machine. The same
@@ -19,6 +20,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,19 +36,20 @@ from dither.errors import DitherError
 from dither.models import fashion
 from dither.quant.machine import machine
 
-BATCH, LEARNING_RATE, WARM_UP, DECAY, SMOOTHING, SHIFT = 128, 1e-3, 300, 0.05, 0.1, 2
+WARM_UP, DECAY, SMOOTHING, SHIFT = 300, 0.05, 0.1, 2
 BETAS = (0.9, 0.999)
 RANGED = 512  # training images that the channel ranges are measured on
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
-def build() -> nn.Module:
-    """49 tokens of 4 x 4 pixels and a class token, 128 channels, 6 layers of 4 heads: 1.2 million weights."""
+def build(width: int = 128, depth: int = 6, heads: int = 4) -> nn.Module:
+    """49 tokens of 4 x 4 pixels and a class token; by default 128 channels, 6 layers of 4 heads: 1.2 million weights."""
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        image_size=fashion.SIDE, num_channels=1, patch_size=4, hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512,
-        hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-6, id2label=dict(enumerate(NAMES)), label2id={n: i for i, n in enumerate(NAMES)},
+        image_size=fashion.SIDE, num_channels=1, patch_size=4, hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+        intermediate_size=4 * width, hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-6,
+        id2label=dict(enumerate(NAMES)), label2id={n: i for i, n in enumerate(NAMES)},
     )  # fmt: skip
     # "eager": for 50 tokens the plain products train in half the time of torch's fused attention
     return ViTForImageClassification._from_config(config, attn_implementation="eager")
@@ -56,17 +59,19 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image mirrored or not, and shifted by up to two pixels each way; black comes in. ``[B, 28, 28]``."""
     count = len(images)
     padded = functional.pad(images, (SHIFT,) * 4)  # (B, 32, 32)
-    down, right = torch.randint(2 * SHIFT + 1, (2, count, 1), generator=generator)
-    rows, columns = down + torch.arange(fashion.SIDE), right + torch.arange(fashion.SIDE)  # (B, 28)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    here = images.device
+    down, right = torch.randint(2 * SHIFT + 1, (2, count, 1), generator=generator, device=here)
+    side = torch.arange(fashion.SIDE, device=here)
+    rows, columns = down + side, right + side  # (B, 28)
+    mirrored = torch.rand(count, 1, generator=generator, device=here) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return padded[torch.arange(count, device=here)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def batches(count: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
+def batches(count: int, epochs: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of the images of every step."""
     for _ in range(epochs):
-        yield from torch.randperm(count, generator=generator).split(BATCH)
+        yield from torch.randperm(count, generator=generator, device=generator.device).split(batch)
 
 
 def rate(step: int, steps: int) -> float:
@@ -76,36 +81,38 @@ def rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(steps - WARM_UP, 1)))
 
 
-def optimizer(model: nn.Module) -> torch.optim.AdamW:
+def optimizer(model: nn.Module, peak: float = 1e-3) -> torch.optim.AdamW:
     """Decay on the matrices of linear maps (the patch embedding is one), on nothing else."""
     decayed = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     chosen = {id(p) for p in decayed}
     others = [p for p in model.parameters() if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
+    return torch.optim.AdamW(groups, lr=peak, betas=BETAS)
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int) -> int:
-    """Train in place; returns the number of steps. Says how it goes every 50."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = epochs * math.ceil(len(images) / BATCH)
-    adam = optimizer(model.train())
+def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int, peak: float, seed: int) -> int:
+    """Train in place, where the model lies; returns the number of steps. Says how it goes every 50."""
+    here = next(model.parameters()).device
+    images, labels = images.to(here), labels.to(here)
+    generator = torch.Generator(here).manual_seed(seed)
+    steps = epochs * math.ceil(len(images) / batch)
+    adam = optimizer(model.train(), peak)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: rate(step, steps))
-    began, shown, total = time.perf_counter(), 0, 0.0
-    for step, chosen in enumerate(batches(len(images), epochs, generator), 1):
+    began, shown, total = time.perf_counter(), 0, torch.zeros((), device=here)
+    for step, chosen in enumerate(batches(len(images), epochs, batch, generator), 1):
         inputs = fashion.vit_inputs(augmented(images[chosen], generator))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(here.type, torch.bfloat16):
             logits = model(inputs).logits
         loss = functional.cross_entropy(logits.float(), labels[chosen], label_smoothing=SMOOTHING)
         loss.backward()
         adam.step()
         adam.zero_grad()
         schedule.step()
-        total += float(loss.detach())
+        total += loss.detach()
         if step % 50 == 0 or step == steps:
-            each = (time.perf_counter() - began) / step
-            print(f"step {step}/{steps}  loss {total / (step - shown):.3f}  {each:.2f} s a step, {each * (steps - step):.0f} s to go", flush=True)
-            shown, total = step, 0.0
+            mean, each = float(total) / (step - shown), (time.perf_counter() - began) / step
+            print(f"step {step}/{steps}  loss {mean:.3f}  {each:.3f} s a step, {each * (steps - step):.0f} s to go", flush=True)
+            shown, total = step, torch.zeros((), device=here)
     return steps
 
 
@@ -174,11 +181,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the vision model that dither ships as vit-fashion.")
     parser.add_argument("--data", type=Path, help="folder of the gzipped IDX files (default: Debian's if it is there, else DITHER_DATA)")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate (default: 1e-3; it grows with the batch)")
+    parser.add_argument("--width", type=int, default=128, help="channels")
+    parser.add_argument("--depth", type=int, default=6, help="layers")
+    parser.add_argument("--heads", type=int, default=4, help="heads of a layer")
+    parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--out", type=Path, default=fashion.FOLDER, help="folder to write (default: the one in the package)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    if given.epochs < 1:
-        parser.error(f"--epochs must be positive, got {given.epochs}")
+    for name in ("epochs", "batch", "rate", "width", "depth", "heads"):
+        if not getattr(given, name) > 0:
+            parser.error(f"--{name} must be positive, got {getattr(given, name)}")
+    if given.width % given.heads:
+        parser.error(f"--heads must divide --width, got {given.heads} and {given.width}")
+    if given.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {given.device}: torch finds no such device")
     data = given.data or (fashion.DEBIAN if fashion.DEBIAN.is_dir() else None)
     try:
         file, _ = fashion.fashion_files("train", data)
@@ -187,29 +205,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DitherError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need for it
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(given.seed)
-    model = build()
+    model = build(given.width, given.depth, given.heads).to(given.device)
     pixels = images.double() / 255
     print(f"{len(images)} images of {file} (mean {pixels.mean():.4f}, deviation {pixels.std():.4f}), {torch.get_num_threads()} threads", flush=True)
     began = time.perf_counter()
-    steps = train(model, images, labels, given.epochs, given.seed)
+    steps = train(model, images, labels, given.epochs, given.batch, given.rate, given.seed)
     seconds = time.perf_counter() - began
-    save(model, given.out)
+    save(model.cpu(), given.out)
+    sizes = {name: getattr(given, name) for name in ("epochs", "batch", "rate", "width", "depth", "heads", "device", "seed")}
+    device = {} if given.device == "cpu" else {"device": torch.cuda.get_device_name()}
     record = {
-        "command": f"python benchmarks/train_vit.py --epochs {given.epochs} --seed {given.seed}",
+        "command": " ".join(["python benchmarks/train_vit.py", *(f"--{name} {value}" for name, value in sizes.items())]),
         "data": {
             "name": "Fashion-MNIST", "licence": "MIT", "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
             "images": len(images), "mean": round(float(pixels.mean()), 4), "deviation": round(float(pixels.std()), 4),
         },
         "recipe": {
-            "optimizer": "AdamW", "learning_rate": LEARNING_RATE, "betas": BETAS, "weight_decay": DECAY, "warm_up": WARM_UP, "schedule": "cosine",
-            "batch": BATCH, "epochs": given.epochs, "steps": steps, "label_smoothing": SMOOTHING, "shift": SHIFT, "flip": True,
+            "optimizer": "AdamW", "learning_rate": given.rate, "betas": BETAS, "weight_decay": DECAY, "warm_up": WARM_UP, "schedule": "cosine",
+            "batch": given.batch, "epochs": given.epochs, "steps": steps, "label_smoothing": SMOOTHING, "shift": SHIFT, "flip": True,
             "autocast": "bfloat16", "seed": given.seed,
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         **measured(given.out, data),
         "seconds": round(seconds, 1),
+        **device,
         **machine(),
     }  # fmt: skip
     write(given.out / "record.json", record)

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "hadamard.hpp"
+#include "outer.hpp"
+#include "walsh.hpp"
 
 namespace {
 
@@ -75,77 +77,6 @@ void multiply_last(const float* from, float* to, int64_t blocks, const float* si
     for (; b < blocks; ++b) multiply_last_of<V, 1>(from + b * d, to + b * d, signs, d, width);
 }
 
-// to[i, :] = sum_j signs[j, i] from[j, :] for M rows i at once; inner >= lanes, the last vector overlaps the one before it
-template <class V, int M>
-void multiply_outer_of(const float* from, float* to, const float* signs, int64_t d, int64_t inner) {
-    constexpr int L = V::lanes;
-    for (int64_t c = 0; c < inner; c += L) {
-        const int64_t at = c + L <= inner ? c : inner - L;
-        V sum[M];
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) sum[m] = V::set1(0.0f);
-        for (int64_t j = 0; j < d; ++j) {
-            const V x = V::load(from + j * inner + at);
-#pragma GCC unroll 16
-            for (int m = 0; m < M; ++m) sum[m] = V::fmadd(V::set1(signs[j * d + m]), x, sum[m]);
-        }
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) sum[m].store(to + m * inner + at);
-    }
-}
-
-template <class V>
-void multiply_outer(const float* from, float* to, int64_t blocks, const float* signs, int64_t d, int64_t inner) {
-    for (int64_t b = 0; b < blocks; ++b, from += d * inner, to += d * inner) {
-        int64_t i = 0;
-        for (; i + 12 <= d; i += 12) multiply_outer_of<V, 12>(from, to + i * inner, signs + i, d, inner);
-        for (; i + 4 <= d; i += 4) multiply_outer_of<V, 4>(from, to + i * inner, signs + i, d, inner);
-        for (; i < d; ++i) multiply_outer_of<V, 1>(from, to + i * inner, signs + i, d, inner);
-    }
-}
-
-// x[i] +- x[i ^ distance] within a vector
-template <class V, int distance>
-V butterfly(V x) {
-    float signs[V::lanes];
-    for (int i = 0; i < V::lanes; ++i) signs[i] = i & distance ? -1.0f : 1.0f;
-    return V::fmadd(x, V::load(signs), V::template exchange<distance>(x));
-}
-
-// The Walsh-Hadamard transform of x[0 .. n), n a power of two >= 16, in place; distances 1, 2, 4, ... in this order
-template <class V>
-void walsh(float* x, int64_t n) {
-    constexpr int L = V::lanes;
-    for (int64_t i = 0; i < n; i += L) {
-        V v = V::load(x + i);
-        v = butterfly<V, 1>(v);
-        v = butterfly<V, 2>(v);
-        if constexpr (L > 4) v = butterfly<V, 4>(v);
-        if constexpr (L > 8) v = butterfly<V, 8>(v);
-        v.store(x + i);
-    }
-    int64_t h = L;
-    for (; 2 * h < n; h *= 4) {  // two distances in one pass
-        for (int64_t i = 0; i < n; i += 4 * h) {
-            for (int64_t j = i; j < i + h; j += L) {
-                const V a = V::load(x + j), b = V::load(x + j + h), c = V::load(x + j + 2 * h), d = V::load(x + j + 3 * h);
-                const V ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
-                (ab + cd).store(x + j);
-                (a_b + c_d).store(x + j + h);
-                (ab - cd).store(x + j + 2 * h);
-                (a_b - c_d).store(x + j + 3 * h);
-            }
-        }
-    }
-    if (h < n) {
-        for (int64_t j = 0; j < h; j += L) {
-            const V a = V::load(x + j), b = V::load(x + j + h);
-            (a + b).store(x + j);
-            (a - b).store(x + j + h);
-        }
-    }
-}
-
 template <class V>
 void hadamard_row(const HadamardProblem& p, int64_t row, float* buffers) {
     float *from = buffers, *to = buffers + p.columns + pad;
@@ -158,7 +89,7 @@ void hadamard_row(const HadamardProblem& p, int64_t row, float* buffers) {
         if (inner == 1) {
             multiply_last<V>(from, to, blocks, signs, d);
         } else {
-            multiply_outer<V>(from, to, blocks, signs, d, inner);
+            for (int64_t b = 0; b < blocks; ++b) multiply_outer<V>(from + b * d * inner, inner, to + b * d * inner, inner, signs, d, inner);
         }
         signs += d * d;
         blocks *= d;
@@ -167,7 +98,7 @@ void hadamard_row(const HadamardProblem& p, int64_t row, float* buffers) {
         from = done;
     }
     if (p.power > 1)
-        for (int64_t b = 0; b < blocks; ++b) walsh<V>(from + b * p.power, p.power);
+        for (int64_t b = 0; b < blocks; ++b) walsh<V>(from + b * p.power, p.power, 1, 1.0f);
     write_row(p, row, from);
 }
 

@@ -17,6 +17,8 @@ struct F32 {
     static F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static F32 set1(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
+    void stream(float* p) const { _mm256_stream_ps(p, v); }  // past the caches, where whole lines are written; aligned
+    static void fence() { _mm_sfence(); }                    // what was streamed is seen by others
     friend F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
     friend F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
     friend F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -67,6 +69,8 @@ struct F64 {
     static F64 load(const double* p) { return {_mm256_loadu_pd(p)}; }
     static F64 set1(double x) { return {_mm256_set1_pd(x)}; }
     void store(double* p) const { _mm256_storeu_pd(p, v); }
+    void stream(double* p) const { _mm256_stream_pd(p, v); }
+    static void fence() { _mm_sfence(); }
     friend F64 operator+(F64 a, F64 b) { return {_mm256_add_pd(a.v, b.v)}; }
     friend F64 operator-(F64 a, F64 b) { return {_mm256_sub_pd(a.v, b.v)}; }
     friend F64 operator*(F64 a, F64 b) { return {_mm256_mul_pd(a.v, b.v)}; }
@@ -75,6 +79,12 @@ struct F64 {
     static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
     static F64 round(F64 a) { return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
     static F64 min(F64 a, F64 b) { return {_mm256_min_pd(a.v, b.v)}; }
+    static F64 max(F64 a, F64 b) { return {_mm256_max_pd(a.v, b.v)}; }
+    template <int distance>
+    static F64 exchange(F64 a) {  // lane i gets lane i ^ distance
+        if constexpr (distance == 2) return {_mm256_permute2f128_pd(a.v, a.v, 1)};
+        else return {_mm256_permute_pd(a.v, 0x5)};
+    }
     static F64 select_lt(F64 a, F64 b, F64 x, F64 y) {
         return {_mm256_blendv_pd(y.v, x.v, _mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ))};
     }

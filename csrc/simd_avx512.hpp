@@ -16,6 +16,8 @@ struct F32 {
     static F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
     static F32 set1(float x) { return {_mm512_set1_ps(x)}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
+    void stream(float* p) const { _mm512_stream_ps(p, v); }  // past the caches, to a whole line; aligned
+    static void fence() { _mm_sfence(); }                    // what was streamed is seen by others
     friend F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
     friend F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
     friend F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -56,6 +58,8 @@ struct F64 {
     static F64 load(const double* p) { return {_mm512_loadu_pd(p)}; }
     static F64 set1(double x) { return {_mm512_set1_pd(x)}; }
     void store(double* p) const { _mm512_storeu_pd(p, v); }
+    void stream(double* p) const { _mm512_stream_pd(p, v); }
+    static void fence() { _mm_sfence(); }
     friend F64 operator+(F64 a, F64 b) { return {_mm512_add_pd(a.v, b.v)}; }
     friend F64 operator-(F64 a, F64 b) { return {_mm512_sub_pd(a.v, b.v)}; }
     friend F64 operator*(F64 a, F64 b) { return {_mm512_mul_pd(a.v, b.v)}; }
@@ -64,6 +68,13 @@ struct F64 {
     static F64 fmadd(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
     static F64 round(F64 a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
     static F64 min(F64 a, F64 b) { return {_mm512_min_pd(a.v, b.v)}; }
+    static F64 max(F64 a, F64 b) { return {_mm512_max_pd(a.v, b.v)}; }
+    template <int distance>
+    static F64 exchange(F64 a) {  // lane i gets lane i ^ distance
+        if constexpr (distance == 4) return {_mm512_shuffle_f64x2(a.v, a.v, 0x4E)};
+        else if constexpr (distance == 2) return {_mm512_permutex_pd(a.v, 0x4E)};
+        else return {_mm512_permute_pd(a.v, 0x55)};
+    }
     static F64 select_lt(F64 a, F64 b, F64 x, F64 y) {
         return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
     }

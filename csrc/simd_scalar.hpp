@@ -23,6 +23,8 @@ struct Scalar {
     static Scalar load(const T* p) { return each([&](int i) { return p[i]; }); }
     static Scalar set1(T x) { return each([&](int) { return x; }); }
     void store(T* p) const { for (int i = 0; i < lanes; ++i) p[i] = v[i]; }
+    void stream(T* p) const { store(p); }
+    static void fence() {}
 
     friend Scalar operator+(Scalar a, Scalar b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
     friend Scalar operator-(Scalar a, Scalar b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }

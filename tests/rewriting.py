@@ -42,4 +42,5 @@ def random_turnings(plan: Plan, seed: int = 0) -> Turnings:
         key: torch.linalg.qr(torch.randn(h.heads, h.size, h.size, generator=g, dtype=torch.float64))[0] for key, h in plan.heads.items()
     }
     scales = {key: (torch.randn(s.site.channels, generator=g, dtype=torch.float64) / 2).exp() for key, s in plan.scales.items()}
-    return Turnings([random_stream(r, seed) for r in plan.whole.residuals], heads, scales)
+    keys = {key: (torch.randn(one.values, generator=g, dtype=torch.float64) / 2).exp() for key, one in plan.keys.items()}
+    return Turnings([random_stream(r, seed) for r in plan.whole.residuals], heads, scales, keys)

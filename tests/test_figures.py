@@ -112,6 +112,25 @@ def test_claims_become_a_page(root: Path, capsys: pytest.CaptureFixture[str]) ->
     assert call(root, "--check") == 1
 
 
+def test_the_record_of_softmax_becomes_tables_and_a_plot(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(root, "--special")
+    (root / "docs" / "special.md").write_text("# made up\n\n<!-- softmax:begin -->\nstale words\n<!-- softmax:end -->\n")
+    folder = root / "benchmarks" / "records"
+    folder.mkdir(parents=True)
+    names = ("two_pass", "recompute", "reload", "online", "torch")
+    row = {"bytes": 4096, "numbers": 1024, "isa": "avx2", "threads": 1, "auto": "reload", "seconds": dict.fromkeys(names, 1.024e-6),
+           "streams": {"copy": 1e-6}, "bytes_a_second": {"two_pass": 1e9}}  # fmt: skip
+    machine = {"cpu": "Example CPU", "threads": 2, "versions": {"dither": "0.1.0"}}
+    part = {"machine": machine, "date": "2026-11-28T00:00:00+00:00", "caches": [1024], "rows": [row, row | {"bytes": 8192}]}
+    (folder / "softmax.json").write_text(json.dumps({"float32": part}))
+    assert call(root, "--check") == 1
+    assert call(root, "--special") == 0 and call(root, "--check") == 0
+    page = (root / "docs" / "special.md").read_text()
+    assert page.startswith("# made up") and "| 4 KiB | avx2 | 1 | 1.000 |" in page and "stale words" not in page
+    assert (root / "docs" / "softmax.svg").read_text().startswith("<svg")
+
+
 def test_marks_must_be_there_once() -> None:
     with pytest.raises(ValueError, match="once"):
         readme.with_section("nothing", "text")

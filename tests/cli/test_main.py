@@ -17,7 +17,7 @@ import typer
 import tiny_folder
 from dither.cli import main as cli
 
-VERBS = ["quantize", "eval", "compare", "inspect", "run", "export", "claims", "methods", "demo"]
+VERBS = ["quantize", "eval", "compare", "inspect", "run", "export", "claims", "methods", "demo", "swht"]
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -45,6 +45,7 @@ WRONG = [
     (["run", "m", "p", "--max-tokens"], "--max-tokens", "dither"),
     (["run", "m", "p", "q"], "q", "dither run"),
     (["export", "m"], "Missing option '-o'", "dither export"),
+    (["swht"], "Missing option '--npz'", "dither swht"),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dither.quant.straight import clip_ratios, straight_rows, straight_weight
 from dither.quant.transforms import learn
 from dither.quant.transforms.learn import LearnTransforms
 from dither.quant.transforms.rebuild import Student
-from dither.quant.transforms.rotate import Plan
+from dither.quant.transforms.rotate import Plan, Turnings
 from rewriting import TOKENS, output, random_turnings, view_of
 
 QUICK: dict[str, Any] = {"steps": 4, "k_top": 50}
@@ -34,6 +35,7 @@ def values_of(turnings: Any) -> dict[str, Tensor]:
         {f"stream:{i}": r for i, r in enumerate(turnings.streams)}
         | {f"heads:{k}": r for k, r in turnings.heads.items()}
         | {f"scale:{k}": s for k, s in turnings.scales.items()}
+        | {f"keys:{k}": s for k, s in turnings.keys.items()}
     )
 
 
@@ -78,7 +80,7 @@ def test_nothing_rounded_leaves_nothing_to_learn() -> None:
         gradient = x.grad
         assert gradient is not None and float(gradient.abs().max()) > 0, key
         x = x.detach()
-        along = gradient - x @ gradient.mT @ x if key[:5] != "scale" else gradient * x
+        along = gradient - x @ gradient.mT @ x if x.dim() > 1 else gradient * x
         assert float(along.abs().max()) < 1e-8 * max(1.0, float(gradient.abs().max())), key
 
 
@@ -157,6 +159,22 @@ def test_learned_transforms_keep_the_float_function(name: str) -> None:
     finding = view.findings[0]
     assert finding["orthogonality"] < 1e-10 and len(finding["loss"]) == 4
     assert finding["scale_min"] < 1 < finding["scale_max"]
+
+
+def test_keys_are_scaled_where_they_are_cached_in_few_bits() -> None:
+    for bits in (4, None):
+        view = data_view(method=OSTQuant(kv_bits=bits, **QUICK))
+        before = output(view)
+        part = LearnTransforms(**QUICK)
+        plan = Plan.of(view, online=True, head_groups=True)
+        found = learn._Work(part, view, plan).learn()
+        keys = {k: v for k, v in found.items() if k.startswith("keys:")}
+        assert len(keys) == (2 if bits else 0)  # a block each
+        assert all(v.shape == (8,) and 0 < float((v - 1).abs().max()) < 1 for v in keys.values())  # 2 heads of 4 rotary pairs
+        turnings = ({k.partition(":")[2]: v for k, v in found.items() if k.startswith(kind)} for kind in ("heads:", "scale:", "keys:"))
+        view.recipe = dataclasses.replace(view.recipe, kv=None)  # folded weights alone
+        plan.fold(view, Turnings([found["stream:0"]], *turnings))
+        assert relative_difference(output(view), before) < 1e-9
 
 
 def test_learning_lowers_the_loss() -> None:

@@ -119,8 +119,8 @@ def speed(seed: int, say: Say) -> Figures:
             gains = " and ".join(f"{theirs / t:.1f}" for t in ours.values())
             say(f"  log {kind}, {name}: {ours[1] * 1e9:.1f} ns a pair, {gains} times SciPy on {' and '.join(map(str, ours))} cores")
     for which in ("one core", "all cores"):
-        ratios = [value for key, value in figures.items() if key.startswith(f"times SciPy on {which},")]
-        figures |= {f"median of times SciPy on {which}": statistics.median(ratios), f"maximum of times SciPy on {which}": max(ratios)}
+        gained = [value for key, value in figures.items() if key.startswith(f"times SciPy on {which},")]
+        figures |= {f"median of times SciPy on {which}": statistics.median(gained), f"maximum of times SciPy on {which}": max(gained)}
     return figures | {"cores": float(cores)}
 
 

@@ -38,7 +38,7 @@ def command(
             return
         for n, record in records.items():
             state = record["verdict"] if record else "not measured"
-            print(f"{n:12} {state:14} {claims.CLAIMS[n].sentence}")
+            print(f"{n:16} {state:14} {claims.CLAIMS[n].sentence}")
         return
     if action != "run" or name is None:
         call = " ".join(["claims", action, *([name] if name else [])])

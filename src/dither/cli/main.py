@@ -13,7 +13,21 @@ from typing import NoReturn
 import typer
 
 from dither import process
-from dither.cli import bessel, claims, compare, demo, evaluate, export, inspect, methods, quantize, run
+from dither.cli import (
+    bench,
+    bessel,
+    claims,
+    compare,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    methods,
+    quantize,
+    run,
+    serve,
+    swht,
+)
 
 app = typer.Typer(
     name="dither",
@@ -29,11 +43,14 @@ for verb, command in (
     ("compare", compare.command),
     ("inspect", inspect.command),
     ("run", run.command),
+    ("serve", serve.command),
     ("export", export.command),
     ("claims", claims.command),
     ("methods", methods.command),
+    ("bench", bench.command),
     ("bessel", bessel.command),
     ("demo", demo.command),
+    ("swht", swht.command),
 ):
     app.command(verb)(command)
 

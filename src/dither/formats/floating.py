@@ -54,6 +54,8 @@ class Float(Format):
     nan: bool = True  # whether a finite format of 8 bits keeps a NaN code; the others have none
 
     def __post_init__(self) -> None:
+        if any(type(n) is not int for n in (self.exponent, self.mantissa)) or any(type(b) is not bool for b in (self.finite, self.nan)):
+            raise ValueError(f"exponent and mantissa must be whole numbers, finite and nan true or false, not {self!r}")
         if self.exponent < 1 or self.mantissa < 0 or 1 + self.exponent + self.mantissa > 8:
             raise ValueError(
                 f"a float of 1 sign, {self.exponent} exponent and {self.mantissa} mantissa bits is none of up to 8 bits"

@@ -28,6 +28,7 @@ from torch import nn
 from dither.graph.discovery import discover, discover_block
 from dither.graph.exact import Call, as_call, execute
 from dither.graph.heads import HeadRotation, find_head_rotations
+from dither.graph.keys import KeyScaling, find_key_scalings
 from dither.graph.structure import Residual, Site, Structure, Weight
 from dither.graph.tree import map_tensors
 
@@ -39,11 +40,12 @@ Shape = tuple[Any, ...]
 
 @dataclass(frozen=True, eq=False)
 class BlockSites:
-    """A block and what may be done inside it; names in ``structure`` and ``heads`` are inside the block."""
+    """A block and what may be done inside it; names in the records are inside the block."""
 
     name: str
     structure: Structure
     heads: list[HeadRotation] = field(default_factory=list)
+    keys: list[KeyScaling] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,11 +274,13 @@ def _blocks(model: nn.Module, sample: Any, paths: list[str], seed: int) -> list[
     finally:
         for handle in handles:
             handle.remove()
-    found: dict[Shape, tuple[Structure, list[HeadRotation]]] = {}
+    found: dict[Shape, tuple[Structure, list[HeadRotation], list[KeyScaling]]] = {}
     for shape, module in first.items():
         if shape in calls:
             structure = discover_block(module, [calls[shape]], seed=seed)
-            found[shape] = structure, find_head_rotations(module, [calls[shape]], structure, seed=seed)
+            heads = find_head_rotations(module, [calls[shape]], structure, seed=seed)
+            sizes = sorted({h.size for h in heads}, reverse=True)
+            found[shape] = structure, heads, find_key_scalings(module, [calls[shape]], structure, sizes, seed=seed)
     return [BlockSites(name, *found[_shape(m)]) for name, m in members if _shape(m) in found]
 
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from dither import models
 from dither.errors import CalibrationError, UsageError
-from dither.quant.generate import positions
+from dither.quant.stepping import positions
+from dither.special import logsumexp
 
-_ROWS = 256  # rows of logits at a time: V x 4 bytes each
+_ROWS = 256  # rows of logits at a time: V x 2 or 4 bytes each
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,21 @@ def _loss(model: nn.Module, window: Tensor, head: nn.Module | None) -> float:
     targets = window[0, 1:]
     if head is None:
         logits = model(input_ids=window, use_cache=False).logits[0, :-1]  # (L - 1, V)
-        return float(nn.functional.cross_entropy(logits.float(), targets))
+        return _surprise(logits, targets) / targets.shape[0]
     hidden = _body(model)(input_ids=window, use_cache=False)[0][0, :-1]  # (L - 1, D)
     total = 0.0
     for begin in range(0, hidden.shape[0], _ROWS):
-        logits = head(hidden[begin : begin + _ROWS]).float()  # (rows, V)
-        total += float(nn.functional.cross_entropy(logits, targets[begin : begin + _ROWS], reduction="sum"))
+        logits = head(hidden[begin : begin + _ROWS])  # (rows, V)
+        total += _surprise(logits, targets[begin : begin + _ROWS])
     return total / targets.shape[0]
+
+
+def _surprise(logits: Tensor, targets: Tensor) -> float:
+    """Sum of -log softmax(logits)_target over rows ``[rows, V]``, in float32 or better. Log-sum-exp reads the logits once, in the type that they
+    have, where log-softmax writes as many: benchmarks/records/softmax.json has the times of both."""
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    seen = logits.gather(1, targets[:, None])[:, 0]  # (rows,)
+    return float((logsumexp(logits, dtype=wide).double() - seen.double()).sum())
 
 
 def _plain_head(model: nn.Module, ids: Tensor) -> nn.Module | None:

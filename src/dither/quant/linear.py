@@ -7,7 +7,8 @@ exactly what is stored.
 
 A weight is decoded each time it is used, so a model takes the memory of its few bits. Over a window of tokens the decoding is a small part of
 the work. Where a model reads a few tokens at a time, linear layers on integer grids multiply the codes themselves (`kernels.packed_matmul`), which
-costs the reading of their few bits; for other layers `decoded` keeps decoded weights for a while.
+costs the reading of their few bits; on a GPU they do so for any number of rows (`products`). For other layers `decoded` keeps decoded weights
+for a while.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 from dither import kernels
 from dither.formats import Int, QTensor, Scheme, WeightScheme
 from dither.kernels.extension import extension
+from dither.kernels.gpu.presence import has_triton
 from dither.quant.inputs import InputRounding
-
-FEW_ROWS = 8  # up to which products with codes are faster than decoding and multiplying
+from dither.quant.products import FEW_ROWS, kernel_for, product
 
 
 class QuantWeight(nn.Module):
@@ -143,7 +144,7 @@ def decoded(model: nn.Module, budget: int | None = None, *, few_rows: bool = Fal
     chosen = []
     for module in model.modules():
         rows_only = isinstance(module, QuantEmbedding) and module not in shared
-        quick = few_rows and isinstance(module, QuantLinear) and module.multiplies_codes
+        quick = isinstance(module, QuantLinear) and ((few_rows and module.multiplies_codes) or module.on_gpu)
         if isinstance(module, QuantWeight) and not rows_only and not quick and not module._keeps:
             need = size * torch.Size(module.shape).numel()
             if need <= left:
@@ -173,6 +174,7 @@ class QuantLinear(QuantWeight):
     ) -> None:
         super().__init__(scheme, (out_features, in_features), tensors, dtype)
         self.inputs = inputs
+        self.kernel = kernel_for(scheme, inputs, in_features)
         self.in_features, self.out_features = in_features, out_features
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -180,7 +182,15 @@ class QuantLinear(QuantWeight):
     def replace(cls, tensor: QTensor, bias: Tensor | None) -> QuantLinear:
         return cls(tensor.scheme, tensor.shape[1], tensor.shape[0], bias, tensor.tensors())
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether products are those of a GPU kernel, of any number of rows."""
+        codes = self._buffers.get("codes")
+        return codes is not None and codes.device.type == "cuda" and self.kernel is not None and has_triton()
+
     def forward(self, x: Tensor) -> Tensor:
+        if not self._keeps and (x.is_cuda or torch.compiler.is_compiling()) and (y := product(self, x)) is not None:
+            return y if self.bias is None else y + self.bias.to(x.dtype)
         x = x if self.inputs is None else self.inputs(x)
         if not self._keeps and self._is_short(x):
             y = self.packed()(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)

@@ -5,15 +5,13 @@ Hu, Cheng, Yang, et al., OSTQuant, ICLR 2025, arXiv 2501.13987, sections 4.1 to 
 
     R_res  [D, D] orthogonal, one a stream        starts at V H: V eigenvectors of the covariance of all W_in's rows less their mean, H Hadamard
     R_ov   [d, d] orthogonal, one a value head    starts likewise from the columns of W_o that read the head (`transforms.heads`)
-    S      [C] > 0, S = exp(theta), from 1        at every proved scale site of few-bit layers: S_n of norms (rotated basis), S_ov, S_ud
+    S      [C] > 0, S = exp(theta), from 1        at every proved scale site of few-bit layers: S_n of norms (rotated basis), S_ov, S_ud;
+                                                  where keys are cached in few bits S_qk too (`graph.keys`: one a rotary pair)
 
 under a student whose inputs of few-bit layers, keys and values are rounded straight-through (`quant.straight`) and whose weights are rebuilt at every
 step (`transforms.rebuild`); weights are rounded only where inputs and keys stay float. The teacher is the float model. Loss: `losses.kl_top`, or the
 cross-entropy of the next token (SpinQuant's). R by Riemannian Adam, S by Adam, rates falling linearly to 0. Afterwards everything is folded in
 float64; what rounds the weights comes after it.
-
-S_qk of the paper (keys times S, queries over S, one S a rotary pair) is left out: a rotary embedding lies between the two, and no proof of ours says
-which channels it pairs.
 
 Cost of a step on T tokens, W weights: 4 T W multiply-adds for teacher and student forward and the student's backward pass (another T W for its
 gradient by the weights), and 2 D W for the rebuild and its gradient.
@@ -114,9 +112,8 @@ class LearnTransforms(ModelStage):
         plan = Plan.of(view, online=self.online, head_groups=self.head_groups)
         found = view.remember("transforms", lambda: self._learned(view, plan))
         before = view.remember("spread-before", lambda: spread(view, plan))
-        keep = {k.partition(":")[2]: v for k, v in found.items() if k.startswith("heads:")}
-        scales = {k.partition(":")[2]: v for k, v in found.items() if k.startswith("scale:")}
-        plan.fold(view, Turnings([found[f"stream:{i}"] for i in range(len(plan.whole.residuals))], keep, scales))
+        heads, scales, keys = ({k.partition(":")[2]: v for k, v in found.items() if k.startswith(kind)} for kind in ("heads:", "scale:", "keys:"))
+        plan.fold(view, Turnings([found[f"stream:{i}"] for i in range(len(plan.whole.residuals))], heads, scales, keys))
         after = view.remember("spread-after", lambda: spread(view, plan))
         self._tell(view, found, before, after)
 
@@ -179,9 +176,14 @@ class _Work:
             for key, scale in plan.scales.items()
             if "S" in part.learn and rounds_inputs and self._is_read(key)
         }
+        self.key_thetas = {
+            key: nn.Parameter(torch.zeros(one.values, dtype=torch.float64))
+            for key, one in plan.keys.items()
+            if "S" in part.learn and recipe.kv is not None
+        }
         inputs = {name: quant.scheme for name, quant in plan.inputs.items()}
         model = model.to(view.compute)
-        seen = replace(plan, scales={key: plan.scales[key] for key in self.thetas})
+        seen = replace(plan, scales={k: plan.scales[k] for k in self.thetas}, keys={k: plan.keys[k] for k in self.key_thetas})
         rounded = scheme if isinstance(scheme, Scheme) else None
         self.student = Student(model, seen, lambda name: inputs.get(name, recipe.inputs), rounded, recompute=self._tight())
         if recipe.kv is not None:
@@ -234,14 +236,16 @@ class _Work:
         for i, (p, stream) in enumerate(zip(self.streams, self.plan.whole.residuals, strict=True)):
             found[f"stream:{i}"] = fix_ones(p) if stream.centred else p
         found |= {f"heads:{key}": p for key, p in self.heads.items()}
-        return found | {f"scale:{key}": p.exp() for key, p in self.thetas.items()}
+        found |= {f"scale:{key}": p.exp() for key, p in self.thetas.items()}
+        return found | {f"keys:{key}": p.exp() for key, p in self.key_thetas.items()}
 
     def learn(self) -> dict[str, Tensor]:
         """Everything that was learned, and how it went."""
         rotations = [*(self.streams if "R_res" in self.part.learn else ()), *(self.heads.values() if "R_ov" in self.part.learn else ())]
-        optimizers = self._optimizers(rotations, list(self.thetas.values()))
+        thetas = [*self.thetas.values(), *self.key_thetas.values()]
+        optimizers = self._optimizers(rotations, thetas)
         rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
-        learned = [*rotations, *self.thetas.values()]
+        learned = [*rotations, *thetas]
         for p in [*self.streams, *self.heads.values()]:
             p.requires_grad_(any(p is one for one in rotations))
         losses: list[float] = []

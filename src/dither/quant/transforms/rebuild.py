@@ -19,14 +19,14 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from dither.formats import Scheme
-from dither.graph import Consumer, HeadRotation, Layer, Producer, Residual, Weight
+from dither.graph import Consumer, HeadRotation, KeyScaling, Layer, Producer, Residual, Weight
 from dither.graph.fold import column_view
 from dither.graph.structure import matrix_view
 from dither.quant.straight import clip_ratios, straight_rows, straight_weight
 from dither.quant.transforms.rotate import Plan
 from dither.special import apply_hadamard
 
-Values = Mapping[str, Tensor]  # rotations and scalings by key: "stream:0", "heads:KEY", "scale:KEY"
+Values = Mapping[str, Tensor]  # rotations and scalings by key: "stream:0", "heads:KEY", "scale:KEY", "keys:KEY"
 Step = Callable[[Tensor, Values], Tensor]
 
 
@@ -81,6 +81,8 @@ class Student:
     def _collect(self) -> None:
         plan = self.plan
         self._scalings(rotated=False)
+        for key, scaling in plan.keys.items():
+            self._keys(key, scaling)
         for i, stream in enumerate(plan.whole.residuals):
             self._stream(f"stream:{i}", stream)
         for key, rotation in plan.heads.items():
@@ -102,6 +104,13 @@ class Student:
                     self._add(f"{block}.{producer.bias}", _scaled_bias(producer, f"scale:{key}"))
                 for consumer in scale.site.consumers:
                     self._add(f"{block}.{consumer.parameter}", _scaled_columns(consumer, f"scale:{key}"))
+
+    def _keys(self, key: str, scaling: KeyScaling) -> None:
+        block = key.rpartition(":")[0]
+        for layer, factors in ((scaling.keys, scaling.of_keys), (scaling.queries, scaling.of_queries)):
+            self._add(f"{block}.{layer.parameter}", _multiplied(layer, factors, f"keys:{key}"))
+            if layer.bias is not None:
+                self._add(f"{block}.{layer.bias}", _multiplied(None, factors, f"keys:{key}"))
 
     def _stream(self, key: str, stream: Residual) -> None:
         for norm in stream.norms:
@@ -256,6 +265,17 @@ def _scaled_columns(consumer: Consumer, key: str) -> Step:
             return scaled.reshape(weight.shape)
         matrix = scaled[..., 0] if consumer.kind == "experts" else scaled[0, ..., 0]
         return _stored(matrix, weight, consumer)
+
+    return step
+
+
+def _multiplied(layer: Layer | None, factors: Callable[[Tensor], Tensor], key: str) -> Step:
+    """Rows of a layer's weight times their factors; of its bias where ``layer`` is None."""
+
+    def step(weight: Tensor, values: Values) -> Tensor:
+        if layer is None:
+            return weight * factors(values[key])
+        return _stored(matrix_view(weight, layer.kind, layer.swapped) * factors(values[key]).view(-1, 1), weight, layer)
 
     return step
 

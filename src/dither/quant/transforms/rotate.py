@@ -13,8 +13,8 @@ LayerNorm models rotate in the complement of the vector of ones, where RMSNorm a
 architecture. Everything is folded in float64 and rounded once to the model's type. What rotates is proved (`graph.discover_whole`); at the end
 the outputs on a few tokens are compared with those before.
 
-Scalings S > 0 may be folded along (OSTQuant, `transforms.learn`): those between two weights before the rotations, those of norms after, in the
-rotated basis; W_down <- (W_down diag(S)) H, in this order: diag(S) and H do not commute.
+Scalings S > 0 may be folded along (OSTQuant, `transforms.learn`): those between two weights, and of keys against queries, before the rotations, those
+of norms after, in the rotated basis; W_down <- (W_down diag(S)) H, in this order: diag(S) and H do not commute.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from dither.formats import group
 from dither.graph import (
     BlockSites,
     HeadRotation,
+    KeyScaling,
     Layer,
     Residual,
     Site,
     Whole,
+    apply_key_scaling,
     apply_scale,
     discover_whole,
     fix_ones,
@@ -73,11 +75,13 @@ class Rotate(ModelStage):
 
 @dataclass(frozen=True)
 class Turnings:
-    """``streams``: R ``[D, D]`` of each stream; ``heads``: ``[G, d, d]`` by key; ``scales``: S ``[C]`` by key. All float64."""
+    """``streams``: R ``[D, D]`` of each stream; ``heads``: ``[G, d, d]`` by key; ``scales``: S ``[C]`` by key; ``keys``: S_qk by key. All
+    float64."""
 
     streams: list[Tensor]
     heads: Mapping[str, Tensor]
     scales: Mapping[str, Tensor] = field(default_factory=dict)
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +100,7 @@ class Plan:
     whole: Whole
     heads: dict[str, HeadRotation]
     scales: dict[str, ScaleSite]
+    keys: dict[str, KeyScaling]
     layers: dict[str, Layer]
     turns: dict[str, int]
     inputs: dict[str, InputQuant]
@@ -115,7 +120,7 @@ class Plan:
             why = "; ".join(f"{name}: {reason}" for name, reason in whole.refused) or "it has no chain of blocks"
             raise SiteError(f"{type(view.model).__name__}: no residual stream provably rotates ({why}); use a method without rotations")
         view.notes += [f"{name}: {reason}" for name, reason in whole.refused]
-        plan = cls(whole, {}, {}, {}, {}, {})
+        plan = cls(whole, {}, {}, {}, {}, {}, {})
         for block in whole.blocks:
             plan._add(block, view, online=online, head_groups=head_groups)
         return plan
@@ -128,6 +133,8 @@ class Plan:
         for i, one in enumerate(block.heads):
             self.heads[f"{block.name}:{i}"] = one
             rotated |= {c.parameter: one.size for c in one.site.consumers}
+        for i, scaling in enumerate(block.keys):
+            self.keys[f"{block.name}:{i}"] = scaling
         for i, site in enumerate(s for s in block.structure.sites if s.kind == "scale"):
             producer, consumers = f"{block.name}.{site.producer.parameter}", {f"{block.name}.{c.parameter}" for c in site.consumers}
             if producer in norms or not (producer in writes or consumers & reads):
@@ -153,6 +160,8 @@ class Plan:
         for key, scale in turnings.scales.items():
             if not self.scales[key].rotated:
                 apply_scale(block_of(model, key), self.scales[key].site, scale)
+        for key, s_qk in turnings.keys.items():
+            apply_key_scaling(block_of(model, key), self.keys[key], s_qk)
         for residual, rotation in zip(self.whole.residuals, turnings.streams, strict=True):
             rotate_residual(model, residual, rotation)
         for key, rotations in turnings.heads.items():

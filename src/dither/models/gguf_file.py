@@ -90,13 +90,8 @@ class ProcessedTensors:
     (gate and up)."""
 
     def __init__(self, layout: Layout, config: dict[str, Any], model: nn.Module) -> None:
-        from transformers import modeling_gguf_pytorch_utils
-
-        theirs: Any = modeling_gguf_pytorch_utils
         self.layout = layout
-        architecture = layout.scalars["general.architecture"]
-        self.processor: Any = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)(config=config)
-        self.mapping: dict[str, str] = theirs.get_gguf_hf_weights_map(_Shallow(model), self.processor)
+        self.processor, self.mapping = tensor_names(layout.scalars["general.architecture"], config, model)
         self.inputs: dict[str, list[str]] = {}
         for key in layout.tensors:
             target = self.mapping.get(key) or self.mapping.get(key.removesuffix(".weight"))
@@ -131,6 +126,15 @@ class ProcessedTensors:
                 f"{self.layout.path}: transformers makes no tensor {target} of {self.inputs[target]}; report this model"
             )
         return value.to(decoded_dtype(self.layout.tensors[self.inputs[target][0]].kind))
+
+
+def tensor_names(architecture: str, config: dict[str, Any], model: nn.Module) -> tuple[Any, dict[str, str]]:
+    """transformers' processor for the tensors of a GGUF architecture, and which parameter of ``model`` each GGUF name is."""
+    from transformers import modeling_gguf_pytorch_utils
+
+    theirs: Any = modeling_gguf_pytorch_utils
+    processor: Any = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)(config=config)
+    return processor, theirs.get_gguf_hf_weights_map(_Shallow(model), processor)
 
 
 class _Shallow:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from dither.errors import ExportError, UsageError
 from dither.formats import Scheme
+from dither.models import embedded, gguf_layout
 from dither.quant.checkpoint import is_checkpoint
-from dither.quant.export import compressed_tensors
+from dither.quant.export import compressed_tensors, gguf
 from dither.quant.export.nearest import Loss, reencode, told
 from dither.quant.export.target import Opened, Target
 from dither.quant.outcome import Quantized
 from dither.quant.store import PARTIAL, explained
 
-TARGETS: dict[str, Target] = {target.name: target for target in (compressed_tensors.TARGET,)}
+TARGETS: dict[str, Target] = {target.name: target for target in (compressed_tensors.TARGET, gguf.TARGET)}
 
 
 def export(
@@ -23,11 +24,13 @@ def export(
     *,
     nearest: bool = False,
     bits: int = 8,
+    tokenizer: str | Path | None = None,
 ) -> list[str]:
     """Write ``checkpoint`` (a folder that dither made) to folder ``out`` in format ``to``. Returns notes for the user.
 
     Weights keep their values to the last bit (each format's file says where a loader of it then rounds). With ``nearest`` those that the
     format cannot hold are re-encoded on the nearest grid of ``bits`` bits (4 or 8) that it can, and a note says what that lost.
+    ``tokenizer``: for gguf, a GGUF file (or ``smollm2``) whose tokenizer is written in place of the checkpoint's.
 
     Raises UsageError (unknown format, not our checkpoint, ``out`` in use), ExportError that lists what does not fit, says which formats
     can hold it and what the nearest re-encoding would lose, CheckpointError (damaged files).
@@ -45,11 +48,21 @@ def export(
         raise UsageError(f"{source}: is no finished checkpoint of dither; make one with 'dither quantize'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is not an empty folder; choose another")
-    opened, target = Opened.read(source), TARGETS[to]
+    opened, target = Opened.read(source, _gguf_file(tokenizer, to)), TARGETS[to]
     notes = _fit(opened, target, nearest, bits)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         return notes + target.write(opened, folder)
+
+
+def _gguf_file(tokenizer: str | Path | None, to: str) -> Path | None:
+    if tokenizer is None:
+        return None
+    if to != gguf.TARGET.name:
+        raise UsageError(f"--tokenizer {tokenizer}: only gguf files carry a tokenizer inside")
+    path = embedded.embedded_file() if str(tokenizer) == embedded.ALIAS else Path(tokenizer)
+    gguf_layout.read_layout(path)  # what passes is safe to read
+    return path
 
 
 def _fit(opened: Opened, target: Target, nearest: bool, bits: int) -> list[str]:
@@ -58,6 +71,7 @@ def _fit(opened: Opened, target: Target, nearest: bool, bits: int) -> list[str]:
         raise ExportError(f"{target.name} cannot hold what this model does at run time: {', '.join(around)}")
     misfits = target.misfits(opened.weights)
     plan = target.nearest(opened.weights, bits) if nearest or misfits else {}
+    plan = {name: scheme for name, scheme in plan.items() if nearest or name in misfits}
     if misfits and (not nearest or misfits.keys() - plan.keys()):
         lost = {name: why for name, why in misfits.items() if not nearest or name not in plan}
         raise ExportError(_refusal(opened, target, lost, plan if misfits.keys() <= plan.keys() else {}, bits))

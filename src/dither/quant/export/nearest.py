@@ -1,7 +1,8 @@
 """The nearest re-encoding: a weight that a format cannot hold, on a grid that it can, and what that loses.
 
 Where only the offset is of another kind (``w = s (q - z)`` on the same blocks as ``w = s q + m``), codes and scales stay and m = -s z is rounded to
-float16: an error of at most 2^-11 s z a weight, the same for the whole block. Everything else is decoded and rounded to the nearest point of the new grid.
+float16: an error of at most 2^-11 s z a weight, the same for the whole block. Everything else is decoded and rounded to the nearest point of the
+new grid.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ class Weight:
 
 @dataclass
 class Opened:
-    """A finished checkpoint. ``weights``: as stored; ``changed``: those that are to be written otherwise.
+    """A finished checkpoint. ``weights``: as stored; ``tokenizer``: a GGUF file whose tokenizer goes in the place of the checkpoint's own, where the
+    format carries one; ``changed``: weights that are to be written otherwise than they are stored.
 
     Memory: all stored tensors at once.
     """
@@ -75,13 +76,14 @@ class Opened:
     folder: Path
     config: dict[str, Any]
     weights: list[Weight]
+    tokenizer: Path | None = None
     changed: dict[str, QTensor] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Opened:
+    def read(cls, folder: Path, tokenizer: Path | None = None) -> Opened:
         """Raises CheckpointError where ``config.json`` is damaged. Tensors are read when first asked for."""
         config = read_config(folder)
-        return cls(folder, config, [Weight.of(*item) for item in replaced_of(config["quantization_config"]).items()])
+        return cls(folder, config, [Weight.of(*item) for item in replaced_of(config["quantization_config"]).items()], tokenizer)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -154,8 +156,8 @@ class Target:
     """A format. ``holds``: in words, what it stores exactly.
 
     ``misfits(weights)``: those that it does not; ``nearest(weights, bits)``: the schemes, exact in this format, in which weights are
-    written instead when their values may change, of about ``bits`` bits (weights that no scheme helps are left out); ``write(checkpoint, out)``: makes
-    the files, all weights fitting, and returns notes for the user.
+    written instead when their values may change, of about ``bits`` bits (weights that no scheme helps are left out);
+    ``write(checkpoint, out)``: makes the files, all weights fitting, and returns notes for the user.
     """
 
     name: str

@@ -15,7 +15,8 @@ def command(
     to: Annotated[
         str,
         typer.Option(
-            help="The format. compressed-tensors: transformers, vLLM. gguf: llama.cpp, transformers; one file model.gguf with config and tokenizer."
+            help="The format. compressed-tensors: transformers, vLLM. gguf: llama.cpp, transformers; one file model.gguf with config and tokenizer. "
+            "gptq, awq: the layouts of those papers' programs, for runtimes that know no other; integers of one scheme."
         ),
     ] = "compressed-tensors",
     nearest: Annotated[

@@ -8,13 +8,13 @@ from dither.errors import ExportError, UsageError
 from dither.formats import Scheme
 from dither.models import embedded, gguf_layout
 from dither.quant.checkpoint import is_checkpoint
-from dither.quant.export import compressed_tensors, gguf
+from dither.quant.export import awq_layout, compressed_tensors, gguf, gptq_layout
 from dither.quant.export.nearest import Loss, reencode, told
 from dither.quant.export.target import Opened, Target
 from dither.quant.outcome import Quantized
 from dither.quant.store import PARTIAL, explained
 
-TARGETS: dict[str, Target] = {target.name: target for target in (compressed_tensors.TARGET, gguf.TARGET)}
+TARGETS: dict[str, Target] = {target.name: target for target in (compressed_tensors.TARGET, gguf.TARGET, gptq_layout.TARGET, awq_layout.TARGET)}
 
 
 def export(
@@ -71,7 +71,6 @@ def _fit(opened: Opened, target: Target, nearest: bool, bits: int) -> list[str]:
         raise ExportError(f"{target.name} cannot hold what this model does at run time: {', '.join(around)}")
     misfits = target.misfits(opened.weights)
     plan = target.nearest(opened.weights, bits) if nearest or misfits else {}
-    plan = {name: scheme for name, scheme in plan.items() if nearest or name in misfits}
     if misfits and (not nearest or misfits.keys() - plan.keys()):
         lost = {name: why for name, why in misfits.items() if not nearest or name not in plan}
         raise ExportError(_refusal(opened, target, lost, plan if misfits.keys() <= plan.keys() else {}, bits))

@@ -23,7 +23,6 @@ What transformers 5.23 with compressed-tensors 0.20 makes of it (checked by the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,6 @@ from torch import Tensor
 from dither.formats import MXFP4, NVFP4, Float, Int, QTensor, Scheme, channel, group
 from dither.formats.packing import pack_rows
 from dither.quant.export.target import PLAIN, Misfits, Opened, Target, Weight, divisor, no_integers, no_linear, ragged
-from dither.quant.store import write_text
 
 E4M3 = Float(4, 3)
 
@@ -50,8 +48,7 @@ def write(checkpoint: Opened, out: Path) -> list[str]:
         members.setdefault(as_read(weight.scheme, weight.shape[1]), []).append(weight.layer)
     layouts = {scheme: layout(scheme) for scheme in members}
     decoded = any(_decoded_at_load(s) for s in members)
-    config = checkpoint.plain_config()
-    config["quantization_config"] = {
+    quantization = {
         **({"dequantize": True} if decoded and len(members) == 1 else {}),
         "quant_method": "compressed-tensors",
         "format": next(iter(layouts.values())) if len(set(layouts.values())) == 1 else "mixed-precision",
@@ -62,11 +59,7 @@ def write(checkpoint: Opened, out: Path) -> list[str]:
             for i, (scheme, names) in enumerate(members.items())
         },
     }
-    from huggingface_hub import save_torch_state_dict
-
-    save_torch_state_dict({k: v.contiguous() for k, v in stored.items()}, out, metadata={"format": "pt"})
-    checkpoint.sidecars(out)
-    write_text(out / "config.json", json.dumps(config, indent=2, sort_keys=True))
+    checkpoint.write_folder(out, stored, quantization)
     return _notes(list(members))
 
 

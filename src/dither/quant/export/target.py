@@ -7,7 +7,9 @@ for all targets, in `dither.quant.export`.
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import CheckpointError
-from dither.formats import Int, QTensor, Scheme, WeightScheme, scheme_from_json
+from dither.formats import Int, QTensor, Scheme, WeightScheme, group, scheme_from_json
 from dither.models import skeleton
 from dither.quant.checkpoint import APART, read_config, replaced_of
 from dither.quant.outcome import REPORT
-from dither.quant.store import INDEX, read_tensors
+from dither.quant.store import INDEX, read_tensors, write_text
 from dither.quant.surroundings import Surroundings
 from dither.quant.unit import ADDED_BIAS, INPUTS
 
@@ -142,6 +144,16 @@ class Opened:
                 shutil.copy2(file, out / file.name)
 
 
+    def write_folder(self, out: Path, tensors: Mapping[str, Tensor], quantization: dict[str, Any]) -> None:
+        """A folder that transformers knows how to read: ``tensors`` in safetensors shards, the config with ``quantization`` in it, the tokenizer."""
+        from huggingface_hub import save_torch_state_dict
+
+        save_torch_state_dict({k: v.contiguous() for k, v in tensors.items()}, out, metadata={"format": "pt"})
+        self.sidecars(out)
+        config = self.plain_config() | {"quantization_config": quantization}
+        write_text(out / "config.json", json.dumps(config, indent=2, sort_keys=True))
+
+
 def _keys(weight: Weight) -> list[str]:
     """The names, under its prefix, of the tensors that a weight is stored as."""
     return list(QTensor.empty(weight.scheme, weight.shape, device="meta").tensors())
@@ -217,6 +229,28 @@ def ragged(weight: Weight) -> str:
     """Why the groups of a row do not all have one size; empty where they do."""
     inputs, size = weight.shape[1], group_size(weight)
     return f"its last group is ragged: {inputs} inputs in groups of {size}" if inputs % size else ""
+
+
+def uncommon(weights: Sequence[Weight], alike: Callable[[Weight], object]) -> Misfits:
+    """Weights that are not ``alike`` most others, for formats that have one scheme a model."""
+    kinds = Counter(alike(weight) for weight in weights)
+    common = kinds.most_common(1)[0][0] if kinds else None
+    return {weight.name: f"{weight.scheme} is not the scheme of most weights, and there can be one" for weight in weights if alike(weight) != common}
+
+
+def one_grid(weights: Sequence[Weight], misfits: Callable[[Sequence[Weight]], Misfits], bits: int) -> dict[str, Scheme]:
+    """Re-encodings for a format that has one scheme a model: of what does not fit, on the scheme of most weights; where that does not
+    do, of all weights on integers of ``bits`` bits with zero points, in the largest groups of 128 to 16 that cut every row evenly."""
+    wrong = misfits(weights)
+    right = Counter(weight.scheme for weight in weights if weight.name not in wrong).most_common(1)
+    plans = [{name: scheme for name in wrong} for scheme, _ in right if isinstance(scheme, Scheme)]
+    sizes = [divisor(weight.shape[1], (128, 64, 32, 16)) or 0 for weight in weights]
+    if wrong and min(sizes) > 0:
+        plans.append({weight.name: Int(bits) @ group(min(sizes)) for weight in weights})
+    for plan in plans:
+        if not misfits([replace(w, scheme=plan.get(w.name, w.scheme)) for w in weights]):
+            return plan
+    return {}
 
 
 def divisor(inputs: int, sizes: Sequence[int]) -> int | None:

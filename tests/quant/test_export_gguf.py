@@ -186,7 +186,19 @@ def test_heads_that_are_stored_apart_are_no_longer_tied(tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(dither.load(tmp_path / "out")[0]))
 
 
-def test_transposed_layers(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_tokenizer_gives_a_file_without(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4)).save_pretrained(tmp_path / "float")  # its layers store [inputs, outputs]
+    dither.quantize(tmp_path / "float", dither.recipes.RTN(bits=4, group=32), TOKENS, tmp_path / "out")
+    notes = dither.export(tmp_path / "out", tmp_path / "gguf", to="gguf")
+    assert "no tokenizer" in " ".join(notes)
+    again, tokenizer = dither.load_float(tmp_path / "gguf" / "model.gguf")
+    assert tokenizer is None
+    assert torch.equal(logits(again), logits(dither.load(tmp_path / "out")[0]))
+
+
+def test_transposed_layers() -> None:
     """A model whose layers store [inputs, outputs]: places and weights agree, whatever the config then loses."""
     found, model, _ = of_architecture("gpt2")
     w = torch.randn(32, 96)  # as stored
@@ -300,6 +312,14 @@ def test_nearest_keeps_the_codes_where_only_the_offset_is_rounded(tmp_path: Path
             held = ours.get_submodule(name.removesuffix(".weight")).qtensor()
             scale, zero = (held.params[key].repeat_interleave(64, 1)[:, : held.shape[1]] for key in ("scale", "zero_point"))
             assert ((parameter - held.dequantize()).abs() <= 2**-10.9 * scale * zero + 2**-23 * scale * 16).all()
+
+
+def test_models_without_a_name_in_gguf_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    tiny_models.build("olmo2")[0].save_pretrained(tmp_path / "float")
+    dither.quantize(tmp_path / "float", dither.recipes.RTN(bits=4, group=16), TOKENS % 96, tmp_path / "out")
+    with pytest.raises(ExportError, match=r"gguf: .*no common name for models of type olmo2; compressed-tensors, gptq, awq and onnx can"):
+        dither.export(tmp_path / "out", tmp_path / "x", to="gguf")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_config_that_gguf_would_lose_is_refused(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_float_layers_are_named(root: Path, tmp_path: Path) -> None:
     ("to", "knobs", "message"),
     [
         ("gptq", {"weights": Float(4, 3) @ channel()}, r"no integer format.*compressed-tensors can"),
-        ("gptq", {"bits": 4, "group": 64}, r"down_proj\.weight \(its last group is ragged.*gguf can"),
+        ("gptq", {"bits": 4, "group": 64}, r"down_proj\.weight \(its last group is ragged.*gguf and onnx can"),
         ("gptq", {"bits": 4, "group": 32, "overrides": {"*o_proj": Int(8) @ group(32)}}, r"o_proj\.weight \(int8 .* is not the scheme of most"),
         ("gptq", {"weights": Int(4, scale="bfloat16") @ group(32)}, "scales are bfloat16, not float16"),
         ("awq", {"bits": 5, "group": 32}, "it has 5 bits, not 4.*gptq"),

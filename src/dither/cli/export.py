@@ -16,7 +16,8 @@ def command(
         str,
         typer.Option(
             help="The format. compressed-tensors: transformers, vLLM. gguf: llama.cpp, transformers; one file model.gguf with config and tokenizer. "
-            "gptq, awq: the layouts of those papers' programs, for runtimes that know no other; integers of one scheme."
+            "gptq, awq: the layouts of those papers' programs, for runtimes that know no other; integers of one scheme. "
+            "onnx: onnxruntime; one file model.onnx (needs onnx and onnxscript)."
         ),
     ] = "compressed-tensors",
     nearest: Annotated[

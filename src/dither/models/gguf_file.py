@@ -69,7 +69,7 @@ class GGUFSource(Checkpoint):
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
-            if "tokenizer.ggml.model" not in self._layout.scalars:
+            if not _has_tokenizer(self._layout):
                 raise NoTokenizer(f"{self.where}: holds no tokenizer; pass tokens instead of text")
             self._tokenizer = gguf_tokenizer(self.where)
         return self._tokenizer
@@ -218,6 +218,11 @@ def read_config(layout: Layout) -> tuple[dict[str, Any], bool]:
         raise ModelError(f"{layout.path}: transformers cannot use this GGUF file ({_line(error)})") from None
 
 
+def _has_tokenizer(layout: Layout) -> bool:
+    """Whether the file has a tokenizer: one that has none may say so."""
+    return layout.scalars.get("tokenizer.ggml.model", "none") != "none"
+
+
 def gguf_tokenizer(path: Path) -> Any:
     """The tokenizer inside a GGUF file. Raises ModelError where transformers cannot use it."""
     from transformers import AutoTokenizer
@@ -267,7 +272,7 @@ def whole(name: str, path: Path, dtype: torch.dtype | None, reason: str) -> Memo
         missing, _ = model.load_state_dict(tensors, strict=False, assign=True)
     except Exception as error:  # foreign code on foreign data
         raise ModelError(f"{path}: transformers cannot load it ({_line(error)})") from None
-    tokenizer = gguf_tokenizer(path) if "tokenizer.ggml.model" in layout.scalars else None
+    tokenizer = gguf_tokenizer(path) if _has_tokenizer(layout) else None
     ties = tied_names(model)
     lost = [key for key in missing if key not in ties]
     if lost:

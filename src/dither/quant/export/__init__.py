@@ -8,13 +8,14 @@ from dither.errors import ExportError, UsageError
 from dither.formats import Scheme
 from dither.models import embedded, gguf_layout
 from dither.quant.checkpoint import is_checkpoint
-from dither.quant.export import awq_layout, compressed_tensors, gguf, gptq_layout
+from dither.quant.export import awq_layout, compressed_tensors, gguf, gptq_layout, onnx
 from dither.quant.export.nearest import Loss, reencode, told
 from dither.quant.export.target import Opened, Target
 from dither.quant.outcome import Quantized
 from dither.quant.store import PARTIAL, explained
 
-TARGETS: dict[str, Target] = {target.name: target for target in (compressed_tensors.TARGET, gguf.TARGET, gptq_layout.TARGET, awq_layout.TARGET)}
+_ALL = (compressed_tensors.TARGET, gguf.TARGET, gptq_layout.TARGET, awq_layout.TARGET, onnx.TARGET)
+TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 
 
 def export(
@@ -69,6 +70,8 @@ def _fit(opened: Opened, target: Target, nearest: bool, bits: int) -> list[str]:
     """Make all weights of ``opened`` fit ``target``: they do, or are re-encoded if they may be. Raises ExportError."""
     if around := opened.at_run_time:
         raise ExportError(f"{target.name} cannot hold what this model does at run time: {', '.join(around)}")
+    if why := target.unknown(opened):
+        raise ExportError(f"{target.name}: {why}; {_others(opened)}")
     misfits = target.misfits(opened.weights)
     plan = target.nearest(opened.weights, bits) if nearest or misfits else {}
     if misfits and (not nearest or misfits.keys() - plan.keys()):
@@ -82,15 +85,20 @@ def _fit(opened: Opened, target: Target, nearest: bool, bits: int) -> list[str]:
     return [f"re-encoded {told(losses)}"] if losses else []
 
 
+def _others(opened: Opened) -> str:
+    """Which formats can hold a checkpoint that one cannot, in words."""
+    found = [name for name, target in TARGETS.items() if target.can_hold(opened)]
+    listed = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+    return f"{listed} can" if found else f"nor can {', '.join(TARGETS)} as it is"
+
+
 def _refusal(opened: Opened, target: Target, misfits: dict[str, str], plan: dict[str, Scheme], bits: int) -> str:
     """One line: what does not fit, which formats can hold it, and what the nearest re-encoding of ``plan`` would lose."""
     first = [f"{name} ({why})" for name, why in misfits.items()][:3]
-    others = [name for name, other in TARGETS.items() if other.can_hold(opened)]
     text = (
         f"{target.name} cannot hold {len(misfits)} of {len(opened.weights)} weights exactly: {', '.join(first)}"
-        f"{' ...' if len(misfits) > 3 else ''}; it holds {target.holds}; "
+        f"{' ...' if len(misfits) > 3 else ''}; it holds {target.holds}; {_others(opened)}"
     )
-    text += f"{' and '.join(others)} can" if others else "no other format of these can"
     if plan:
         losses = [Loss(w.name, plan[w.name], reencode(opened.as_stored(w), plan[w.name])[1]) for w in opened.weights if w.name in plan]
         text += f"; --nearest would write {told(losses)}"

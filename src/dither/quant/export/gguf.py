@@ -58,6 +58,14 @@ def nearest(weights: Sequence[Weight], bits: int) -> dict[str, Scheme]:
     return found
 
 
+def unknown(checkpoint: Opened) -> str:
+    try:
+        architecture(str(checkpoint.config.get("model_type")))
+    except ExportError as error:
+        return str(error)
+    return ""
+
+
 def write(checkpoint: Opened, out: Path) -> list[str]:
     """Memory: all stored tensors, and one parameter as the file has it."""
     model = checkpoint.skeleton()
@@ -203,4 +211,5 @@ TARGET = Target(
     misfits=misfits,
     nearest=nearest,
     write=write,
+    unknown=unknown,
 )

@@ -42,9 +42,9 @@ def architecture(model_type: str) -> Architecture:
     spellings = [] if entry is None else [entry, entry.replace("_", ""), entry.replace("_", "-")]
     name = next((name for name in spellings if name in MODEL_ARCH_NAMES.values()), None)
     if entry is None or name is None:
-        raise ExportError(f"gguf: transformers and the gguf package have no common name for models of type {model_type}")
+        raise ExportError(f"transformers and the gguf package have no common name for models of type {model_type}")
     if name in getattr(optional_module("transformers.integrations.gguf"), "GGUF_CONFIG_ARCHS", ()):
-        raise ExportError(f"gguf: how transformers reads models of type {model_type} cannot be turned round yet")
+        raise ExportError(f"how transformers reads models of type {model_type} cannot be turned round yet")
     return Architecture(name, table[entry])
 
 

@@ -165,7 +165,7 @@ Misfits = dict[str, str]
 
 @dataclass(frozen=True)
 class Target:
-    """A format. ``holds``: in words, what it stores exactly.
+    """A format. ``holds``: in words, what it stores exactly. ``unknown(checkpoint)``: why it has no place for this kind of model; empty where it has.
 
     ``misfits(weights)``: those that it does not; ``nearest(weights, bits)``: the schemes, exact in this format, in which weights are
     written instead when their values may change, of about ``bits`` bits (weights that no scheme helps are left out);
@@ -177,10 +177,11 @@ class Target:
     misfits: Callable[[Sequence[Weight]], Misfits]
     nearest: Callable[[Sequence[Weight], int], dict[str, Scheme]]
     write: Callable[[Opened, Path], list[str]]
+    unknown: Callable[[Opened], str] = lambda checkpoint: ""
 
     def can_hold(self, checkpoint: Opened) -> bool:
         """Whether it stores all weights of ``checkpoint`` exactly."""
-        return not checkpoint.at_run_time and not self.misfits(checkpoint.weights)
+        return not (checkpoint.at_run_time or self.unknown(checkpoint) or self.misfits(checkpoint.weights))
 
 
 def article(kind: str) -> str:

@@ -390,6 +390,41 @@ def test_llama_cpp_says_the_same(exported: dict[str, Any], llama_cpp: Any, name:
     assert text["choices"][0]["text"] == tokenizer.decode(greedy(model, ids, 1))
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "Qwen2": {"num_key_value_heads": 2, "intermediate_size": 96},
+    "Qwen3": {"num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 128},
+    "Gemma2": {"num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 256, "query_pre_attn_scalar": 256},
+    "StableLm": {"num_key_value_heads": 2, "intermediate_size": 96},
+    "Starcoder2": {"num_key_value_heads": 2, "intermediate_size": 96},
+    "Nemotron": {"num_key_value_heads": 2, "intermediate_size": 96},
+    "GPT2": {"vocab_size": 50257},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_say_the_same_in_transformers_and_llama_cpp(tmp_path: Path, llama_cpp: Any, name: str) -> None:
+    import transformers as hf
+
+    config = getattr(hf, f"{name}Config")(
+        **{"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 1,
+           "pad_token_id": 2} | OTHERS[name]
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = getattr(hf, f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(config).eval()
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "float")
+    tiny_bytes.tokenizer().save_pretrained(tmp_path / "float")
+    dither.quantize(tmp_path / "float", dither.recipes.RTN(bits=4, group=32), TOKENS, tmp_path / "out")
+    dither.export(tmp_path / "out", tmp_path / "gguf", to="gguf")
+    exact = logits(dither.load(tmp_path / "out")[0])
+    assert torch.equal(logits(dither.load_float(tmp_path / "gguf" / "model.gguf")[0]), exact)  # by transformers' rules
+    ours = exact[0, -1].log_softmax(-1)
+    theirs = next_token(llama_cpp(tmp_path / "gguf" / "model.gguf"), TOKENS[0].tolist(), len(ours), 70)
+    assert float((ours.exp() * (ours - theirs)).sum()) < 3e-3
+
+
 @pytest.mark.slow
 def test_llama_cpp_runs_the_embedded_model(tmp_path: Path, llama_cpp: Any) -> None:
     """SmolLM2-135M at 4 bits: the same greedy text, and the same perplexity of a text to 1 %."""

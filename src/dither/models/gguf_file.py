@@ -220,7 +220,7 @@ def read_config(layout: Layout) -> tuple[dict[str, Any], bool]:
 
 def _has_tokenizer(layout: Layout) -> bool:
     """Whether the file has a tokenizer: one that has none may say so."""
-    return layout.scalars.get("tokenizer.ggml.model", "none") != "none"
+    return str(layout.scalars.get("tokenizer.ggml.model", "none")) != "none"
 
 
 def gguf_tokenizer(path: Path) -> Any:

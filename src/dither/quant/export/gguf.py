@@ -8,6 +8,7 @@ that GGUF stores plus one: to float32 rounding).
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dither.errors import ExportError
+from dither.errors import ExportError, ModelError
 from dither.formats import Int, Scheme
 from dither.models.gguf_file import GGUFSource, as_config, read_config
 from dither.models.gguf_layout import read_layout
 from dither.quant.export import gguf_tokenizer
 from dither.quant.export.gguf_blocks import BLOCK, block_type, blocks, of_scheme
 from dither.quant.export.gguf_metadata import described, lost
-from dither.quant.export.gguf_names import Architecture, Place, architecture, places
+from dither.quant.export.gguf_names import Place, architecture, places
 from dither.quant.export.target import Misfits, Opened, Target, Weight, article
 
 FILE = "model.gguf"
@@ -80,13 +81,17 @@ def write(checkpoint: Opened, out: Path) -> list[str]:
         if name in few and few[name].swapped != spot.transposed:
             raise ExportError(f"gguf: {name} is stored as [inputs, outputs] on one side only")
     kinds = {name: _kind(few[name] if name in few else floats[name]) for name in spots}
-    rows = next((few[n].shape[0] if n in few else len(floats[n]) for n, spot in spots.items() if spot.name == "token_embd.weight"), 0)
-    tokenizer = _tokenizer(checkpoint, rows, config)
+    shapes = {spot.name: few[n].shape if n in few else tuple(spot.values(floats[n]).shape) for n, spot in spots.items()}
+    tokenizer = _tokenizer(checkpoint, shapes.get("token_embd.weight", (0,))[0], config)
+    about = described(arch, config, shapes.get("blk.0.ffn_up.weight", (None,))[0]) | tokenizer
     path = out / FILE
     temporary = path.with_name(FILE + ".tmp")
-    _write(temporary, arch, config, kinds, spots, tokenizer, checkpoint, few, floats)
-    os.replace(temporary, path)
-    _prove(path, config, spots, few, floats, checkpoint)
+    try:
+        _write(temporary, arch.name, about, kinds, spots, shapes, checkpoint, few, floats)
+        _prove(temporary, config, spots, few, floats, checkpoint)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return _notes(kinds, few, tokenizer)
 
 
@@ -111,11 +116,11 @@ def _kind(value: Weight | Tensor) -> str:
 
 def _write(
     path: Path,
-    arch: Architecture,
-    config: Any,
+    arch: str,
+    about: Mapping[str, Any],
     kinds: Mapping[str, str],
     spots: Mapping[str, Place],
-    tokenizer: gguf_tokenizer.Metadata,
+    shapes: Mapping[str, tuple[int, ...]],
     checkpoint: Opened,
     few: Mapping[str, Weight],
     floats: Mapping[str, Tensor],
@@ -123,19 +128,18 @@ def _write(
     """Metadata and tensors, one tensor at a time."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 
-    writer = GGUFWriter(path, arch.name)
+    writer = GGUFWriter(path, arch)
     common = Counter(kinds[name] for name in few).most_common(1)
     kind = common[0][0] if common else "F32"
     writer.add_name(checkpoint.folder.resolve().name)
     writer.add_file_type(next(t for t in LlamaFileType if t.name in (f"MOSTLY_{kind}", f"MOSTLY_{kind}_MOE", f"ALL_{kind}")))
     writer.add_quantization_version(QUANTIZATION_VERSION)
-    for key, value in [*described(arch, config).items(), *tokenizer.items()]:
+    for key, value in about.items():
         _add(writer, key, value)
     for name, spot in spots.items():
         block, width = GGML_QUANT_SIZES[GGMLQuantizationType[kinds[name]]]
-        shape = few[name].shape if name in few else tuple(floats[name].T.shape if spot.transposed else floats[name].shape)
-        size = int(np.prod(shape)) // block * width
-        writer.add_tensor_info(spot.name, shape, np.dtype(np.float32), size, raw_dtype=GGMLQuantizationType[kinds[name]])
+        size = math.prod(shapes[spot.name]) // block * width
+        writer.add_tensor_info(spot.name, shapes[spot.name], np.dtype(np.float32), size, raw_dtype=GGMLQuantizationType[kinds[name]])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -170,7 +174,7 @@ def _floats(value: Tensor, kind: str) -> Any:
 def _prove(
     path: Path, config: Any, spots: Mapping[str, Place], few: Mapping[str, Weight], floats: Mapping[str, Tensor], checkpoint: Opened
 ) -> None:
-    """Read the file as transformers does, and compare. Raises ExportError, and removes the file, where it says something else."""
+    """Read the file as transformers does, and compare. Raises ExportError where it says something else."""
     try:
         differs = lost(config, as_config(path, read_config(read_layout(path))[0]))
         if differs:
@@ -186,9 +190,8 @@ def _prove(
             slack = 2.0**-23 * (expected.abs() + abs(spot.less)) if spot.less else torch.zeros(())
             if read.shape != expected.shape or not bool(((read - expected).abs() <= slack).all()):
                 raise ExportError(f"gguf: transformers would read other values of {name} from the file")
-    except Exception:
-        path.unlink(missing_ok=True)
-        raise
+    except ModelError as error:
+        raise ExportError(f"gguf: transformers would not read the file ({error})") from None
 
 
 def _notes(kinds: Mapping[str, str], few: Mapping[str, Weight], tokenizer: gguf_tokenizer.Metadata) -> list[str]:

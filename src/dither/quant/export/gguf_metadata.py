@@ -10,12 +10,20 @@ from typing import Any
 
 from dither.quant.export.gguf_names import Architecture
 
+# Key -> attributes, of which the first that a config has is written where transformers' table has none: configs of different ages call one thing by
+# several names, and that table misses some.
 EXTRA = {
-    "rope.freq_base": "rope_theta",
-    "attention.key_length": "head_dim",
-    "attention.value_length": "head_dim",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
+    "context_length": ("max_position_embeddings", "n_positions", "seq_length"),
+    "block_count": ("num_hidden_layers",),
+    "embedding_length": ("hidden_size",),
+    "attention.head_count": ("num_attention_heads",),
+    "attention.head_count_kv": ("num_key_value_heads",),
+    "attention.key_length": ("head_dim",),
+    "attention.value_length": ("head_dim",),
+    "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
+    "rope.freq_base": ("rope_theta",),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
 }
 # Attributes that no forward pass of an evaluation depends on, or that follow from others. Token ids are the tokenizer's.
 IDLE = {
@@ -23,17 +31,23 @@ IDLE = {
     "embd_pdrop", "attn_pdrop", "resid_pdrop", "eos_token_id", "hidden_dropout", "initializer_range", "initializer_factor", "max_window_layers",
     "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict", "torch_dtype", "transformers_version",
     "use_cache", "is_encoder_decoder", "problem_type", "id2label", "label2id", "router_aux_loss_coef", "output_router_logits", "head_dim",
-    "sliding_window_pattern", "_sliding_window_pattern",
+    "sliding_window_pattern", "_sliding_window_pattern", "unk_token_id",
 }
 
 
-def described(architecture: Architecture, config: Any) -> dict[str, Any]:
-    """Metadata key -> value, of one model. Attributes that the config lacks are left out."""
-    names = {**EXTRA, **architecture.keys}
-    names |= {key: EXTRA[key] for key, attribute in architecture.keys.items() if attribute is None and key in EXTRA}
-    found = {key: value for key, name in names.items() if name and (value := attribute(config, name)) is not None}
+def described(architecture: Architecture, config: Any, hidden: int | None) -> dict[str, Any]:
+    """Metadata key -> value, of one model; ``hidden``: outputs of the first layer of a block's feed-forward part, for configs that do not say.
+    Attributes that the config lacks are left out."""
+    found = {}
+    for key in {**architecture.keys, **EXTRA}:
+        names = ([theirs] if (theirs := architecture.keys.get(key)) else []) + list(EXTRA.get(key, ()))
+        value = next((v for name in names if (v := attribute(config, name)) is not None), None)
+        if value is not None:
+            found[key] = value
+    if hidden is not None:
+        found.setdefault("feed_forward_length", hidden)
     size = attribute(config, "head_dim")
-    if "rope.dimension_count" in names and size is not None:
+    if "rope.dimension_count" in architecture.keys and size is not None:
         found["rope.dimension_count"] = int(size * (attribute(config, "partial_rotary_factor") or 1))
     return {f"{architecture.name}.{key}": value for key, value in found.items()}
 
@@ -50,10 +64,11 @@ def attribute(config: Any, name: str) -> Any:
 
 
 def lost(config: Any, read: Any) -> list[str]:
-    """What ``read``, the config that transformers makes of the file, says otherwise than ``config``."""
+    """What ``read``, the config that transformers makes of the file, says otherwise than ``config``. What only one of them has is no attribute of
+    this kind of config, so its model does not look at it."""
     ours, theirs = config.to_dict(), read.to_dict()
     found = []
-    for key in sorted({*ours, *theirs} - IDLE):
+    for key in sorted((ours.keys() & theirs.keys()) - IDLE):
         a, b = _plain(ours.get(key)), _plain(theirs.get(key))
         if a != b:
             found.append(f"{key}: {ours.get(key)} is read as {theirs.get(key)}")

@@ -83,6 +83,12 @@ PARTS = re.compile(
 # Where such a word is no knowledge of an architecture, and why.
 EXCUSED = {
     ("models/gguf_file.py", "llama"): "llama.cpp, the program that defines the GGUF format",
+    ("cli/export.py", "llama"): "llama.cpp",
+    ("quant/export/gguf.py", "llama"): "llama.cpp, the program that defines the GGUF format",
+    ("quant/export/gguf_blocks.py", "llama"): "llama.cpp",
+    ("quant/export/gguf_metadata.py", "llama"): "llama.cpp",
+    ("quant/export/gguf_tokenizer.py", "llama"): "llama.cpp, and its names of ways to cut text",
+    ("quant/export/gguf_tokenizer.py", "gpt"): "llama.cpp's names of byte-level BPE and of a way to cut text",
     ("models/fashion.py", "vit"): "the alias of the embedded vision model, its folder and its inputs",
     ("models/opening.py", "vit"): "the alias of the embedded vision model",
     ("report/records.py", "up_proj"): "a docstring shows what a layer's full name looks like",

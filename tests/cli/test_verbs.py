@@ -177,6 +177,15 @@ def test_export(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: 
     assert "not an empty folder" in call(capsys, "export", checkpoint, "-o", tmp_path / "ct", code=2)[1]
 
 
+def test_export_to_other_formats(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    refused = call(capsys, "export", checkpoint, "--to", "gguf", "-o", tmp_path / "x", code=1)[1]
+    assert "not whole blocks of 32" in refused and "can; " not in refused.split("gguf cannot")[0] and refused.count("\n") == 1
+    found = answer(capsys, "export", checkpoint, "--to", "compressed-tensors", "--nearest", "--bits", "4", "-o", tmp_path / "ct")
+    assert found["notes"] == []  # all fits, so nothing is re-encoded
+    for options, message in ((("--bits", "5"), "4 or 8 bits"), (("--tokenizer", "smollm2"), "only gguf files")):
+        assert message in call(capsys, "export", checkpoint, *options, "-o", tmp_path / "y", code=2)[1]
+
+
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, "methods")
     assert {"awq", "gptq", "rtn"} <= set(found) and found["gptq"]["knobs"]["bits"]["default"] == 4

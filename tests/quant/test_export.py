@@ -17,8 +17,8 @@ import dither
 import tiny_folder
 import tiny_models
 from dither.errors import CheckpointError, ExportError, UsageError
-from dither.formats import MXFP4, Int, QTensor, Scheme, channel, group, tile
-from dither.quant.export import _packed
+from dither.formats import MXFP4, NVFP4, Float, Int, QTensor, Scheme, channel, group, tensor, tile
+from dither.quant.export.compressed_tensors import as_read, group_of, packed
 from dither.quant.linear import QuantWeight
 
 TOKENS = torch.arange(3, 67).view(4, 16)
@@ -40,7 +40,7 @@ def test_packed_tensors_are_what_compressed_tensors_packs(
     w = torch.randn(rows, columns, generator=torch.Generator().manual_seed(bits))
     params = scheme.fit(w)
     tensor = QTensor.from_codes(scheme.encode(w, params), params, scheme)
-    ours = _packed(tensor, scheme)
+    ours = packed(tensor)
     strategy = {"strategy": "channel"} if size is None else {"strategy": "group", "group_size": size}
     args = QuantizationArgs(num_bits=bits, type="int", symmetric=bool(sym), **strategy)
     about = QuantizationScheme(targets=["Linear"], weights=args)
@@ -55,6 +55,29 @@ def test_packed_tensors_are_what_compressed_tensors_packs(
         assert torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype, key
     wide = ours | {"weight_scale": ours["weight_scale"].float()}  # it decodes in the type of the scales
     assert torch.equal(compressor.decompress(wide, about)["weight"], tensor.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "layout"),
+    [(MXFP4, "mxfp4-pack-quantized"), (NVFP4, "nvfp4-pack-quantized"), (Float(4, 3, scale="float32") @ channel(), "float-quantized")],
+)
+def test_float_layouts_decode_to_what_we_decode(scheme: Scheme, layout: str) -> None:
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    w = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    params = scheme.fit(w)
+    held = QTensor.from_codes(scheme.encode(w, params), params, scheme)
+    record = group_of(scheme, ["Linear"])
+    about = QuantizationScheme(targets=["Linear"], weights=record["weights"])
+    theirs = BaseCompressor.get_value_from_registry(layout).decompress(packed(held), about)["weight"].float()
+    exact = held.dequantize()
+    if layout.startswith("nvfp4"):  # it multiplies in bfloat16: scale / global scale, then the code
+        assert ((theirs - exact).abs() <= 2**-7 * exact.abs()).all()
+        own = packed(held)
+        assert torch.allclose(own["weight_scale"].float() / own["weight_global_scale"], params["scale"] * params["global_scale"], rtol=2**-22, atol=0)
+    else:
+        assert torch.equal(theirs, exact)
 
 
 # -- whole models ------------------------------------------------------------------------------------------------------------
@@ -128,6 +151,11 @@ CASES: dict[str, dict[str, Any]] = {
     "some-float": {"bits": 4, "group": 16, "sym": True, "skip": ("*layers.1.*", "lm_head")},
     "asym4": {"bits": 4, "group": 16},
     "asym3-row": {"bits": 3, "group": None},
+    "fp8-row": {"weights": Float(4, 3) @ channel()},
+    "fp8-tensor": {"weights": Float(4, 3, scale="float32") @ tensor()},
+    "fp8-and-int": {"weights": Float(4, 3) @ group(16), "overrides": {"*down_proj": Int(4, sym=True) @ group(24)}},
+    "mxfp4": {"weights": MXFP4, "skip": ("*down_proj", "lm_head")},
+    "nvfp4": {"weights": NVFP4},
 }
 
 
@@ -148,7 +176,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("asym")])
+@pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("asym") and n != "nvfp4"])
 def test_symmetric_exports_give_the_same_logits_to_the_last_bit(exported: dict[str, Any], name: str) -> None:
     out, _, notes = exported[name]
     assert torch.equal(exported["logits"][name, "plain"], logits(dither.load(out)[0]))
@@ -159,22 +187,23 @@ def group_count(folder: Path) -> Any:
     return json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]
 
 
-@pytest.mark.parametrize("name", ["asym4", "asym3-row", "sym4", "some-float"])
+@pytest.mark.parametrize("name", ["asym4", "asym3-row", "sym4", "some-float", "fp8-row", "fp8-tensor", "mxfp4", "nvfp4"])
 def test_dequantized_at_load_weights_are_rounded_once_to_the_type_of_the_scales(
     exported: dict[str, Any], name: str
 ) -> None:
     out = exported[name][0]
     exact = logits(dither.load(out)[0])
-    for how in ("dequantize", *(["plain"] if name.startswith("asym") else [])):  # which the folder itself asks for
+    scales = {"fp8-tensor": torch.float32, "mxfp4": torch.bfloat16, "nvfp4": torch.bfloat16}.get(name, torch.float16)
+    for how in ("dequantize", *(["plain"] if name.startswith(("asym", "mx", "nv")) else [])):  # which the folder itself asks for
         found = exported["logits"][name, how]
-        assert torch.equal(found, logits(rounded(out, torch.float16)))
-        assert (found - exact).abs().max() < 1e-3 * exact.abs().max()
+        assert torch.equal(found, logits(rounded(out, scales))) or name == "nvfp4"
+        assert (found - exact).abs().max() < (1e-2 if name == "nvfp4" else 1e-3) * exact.abs().max()
 
 
-def test_asymmetric_exports_say_that_they_are_decoded(exported: dict[str, Any]) -> None:
-    for name in ("asym4", "asym3-row"):
+def test_exports_say_that_they_are_decoded(exported: dict[str, Any]) -> None:
+    for name in ("asym4", "asym3-row", "mxfp4", "nvfp4"):
         assert "decodes them as it loads" in " ".join(exported[name][2])
-    assert exported["sym4"][2] == []
+    assert exported["sym4"][2] == exported["fp8-row"][2] == []
 
 
 def test_config_and_files(exported: dict[str, Any]) -> None:
@@ -202,7 +231,8 @@ def test_config_and_files(exported: dict[str, Any]) -> None:
     ("name", "knobs", "message"),
     [
         ("llama", {"bits": 4, "group": 32}, r"down_proj\.weight \(its last group is ragged: 48 inputs in groups of 32"),
-        ("llama", {"weights": MXFP4}, "no integer format"),
+        ("llama", {"weights": MXFP4}, "48 inputs is not in whole groups of 32"),
+        ("llama", {"weights": Float(3, 2) @ group(16)}, "e3m2 is no integer format, nor e4m3"),
         ("llama", {"weights": Int(4, zero="float") @ group(16)}, "offset is a float"),
         ("llama", {"weights": Int(4, sym=True, scale="e8m0") @ group(16)}, "scales are e8m0"),
         ("llama", {"weights": Int(4, sym=True) @ tile(4, 4)}, "blocks span rows"),
@@ -241,7 +271,7 @@ def test_quantized_embeddings_are_refused_and_heads_exported(tmp_path: Path) -> 
 def test_wrong_calls(exported: dict[str, Any], tmp_path: Path) -> None:
     out, folder, _ = exported["sym4"]
     for source, target, to, message in (
-        (out, tmp_path / "x", "gguf", "--to gguf: is unknown; the formats are compressed-tensors"),
+        (out, tmp_path / "x", "zip", "--to zip: is unknown; the formats are compressed-tensors"),
         (exported["root"] / "float", tmp_path / "x", "compressed-tensors", "no finished checkpoint"),
         (tmp_path / "nowhere", tmp_path / "x", "compressed-tensors", "no finished checkpoint"),
         (out, folder, "compressed-tensors", "not an empty folder"),
@@ -278,7 +308,5 @@ def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
 
 
 def test_scheme_survives_a_wide_group() -> None:
-    from dither.quant.export import _as_read
-
     wide: Scheme = Int(4, sym=True) @ group(64)
-    assert _as_read(wide, 32).blocks == channel() and _as_read(wide, 128) == wide
+    assert as_read(wide, 32).blocks == channel() and as_read(wide, 128) == wide

@@ -69,7 +69,7 @@ class GGUFSource(Checkpoint):
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
-            if "tokenizer.ggml.model" not in self._layout.scalars:
+            if not _has_tokenizer(self._layout):
                 raise NoTokenizer(f"{self.where}: holds no tokenizer; pass tokens instead of text")
             self._tokenizer = gguf_tokenizer(self.where)
         return self._tokenizer
@@ -90,13 +90,8 @@ class ProcessedTensors:
     (gate and up)."""
 
     def __init__(self, layout: Layout, config: dict[str, Any], model: nn.Module) -> None:
-        from transformers import modeling_gguf_pytorch_utils
-
-        theirs: Any = modeling_gguf_pytorch_utils
         self.layout = layout
-        architecture = layout.scalars["general.architecture"]
-        self.processor: Any = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)(config=config)
-        self.mapping: dict[str, str] = theirs.get_gguf_hf_weights_map(_Shallow(model), self.processor)
+        self.processor, self.mapping = tensor_names(layout.scalars["general.architecture"], config, model)
         self.inputs: dict[str, list[str]] = {}
         for key in layout.tensors:
             target = self.mapping.get(key) or self.mapping.get(key.removesuffix(".weight"))
@@ -131,6 +126,15 @@ class ProcessedTensors:
                 f"{self.layout.path}: transformers makes no tensor {target} of {self.inputs[target]}; report this model"
             )
         return value.to(decoded_dtype(self.layout.tensors[self.inputs[target][0]].kind))
+
+
+def tensor_names(architecture: str, config: dict[str, Any], model: nn.Module) -> tuple[Any, dict[str, str]]:
+    """transformers' processor for the tensors of a GGUF architecture, and which parameter of ``model`` each GGUF name is."""
+    from transformers import modeling_gguf_pytorch_utils
+
+    theirs: Any = modeling_gguf_pytorch_utils
+    processor: Any = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)(config=config)
+    return processor, theirs.get_gguf_hf_weights_map(_Shallow(model), processor)
 
 
 class _Shallow:
@@ -214,6 +218,11 @@ def read_config(layout: Layout) -> tuple[dict[str, Any], bool]:
         raise ModelError(f"{layout.path}: transformers cannot use this GGUF file ({_line(error)})") from None
 
 
+def _has_tokenizer(layout: Layout) -> bool:
+    """Whether the file has a tokenizer: one that has none may say so."""
+    return str(layout.scalars.get("tokenizer.ggml.model", "none")) != "none"
+
+
 def gguf_tokenizer(path: Path) -> Any:
     """The tokenizer inside a GGUF file. Raises ModelError where transformers cannot use it."""
     from transformers import AutoTokenizer
@@ -263,7 +272,7 @@ def whole(name: str, path: Path, dtype: torch.dtype | None, reason: str) -> Memo
         missing, _ = model.load_state_dict(tensors, strict=False, assign=True)
     except Exception as error:  # foreign code on foreign data
         raise ModelError(f"{path}: transformers cannot load it ({_line(error)})") from None
-    tokenizer = gguf_tokenizer(path) if "tokenizer.ggml.model" in layout.scalars else None
+    tokenizer = gguf_tokenizer(path) if _has_tokenizer(layout) else None
     ties = tied_names(model)
     lost = [key for key in missing if key not in ties]
     if lost:

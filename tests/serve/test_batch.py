@@ -115,3 +115,17 @@ def test_a_row_of_codes_does_not_feel_the_others(monkeypatch: pytest.MonkeyPatch
             for count in range(2, 9):
                 for start in range(9 - count):
                     assert torch.equal(layer(x[start : start + count]), alone[start : start + count])
+
+
+@pytest.mark.slow
+def test_smollm2_at_four_bits() -> None:
+    """The embedded model: eight texts of different lengths come and go, and none feels the others; `generate` says the same."""
+    net = dither.quantize("smollm2", dither.recipes.RTN(bits=4, group=64)).model
+    batch = stepper(net)
+    assert isinstance(batch, SideBySide) and not batch.fill, batch.why
+    alone = texts(batch, 10, 24)
+    for company in (2, 5, 10):
+        assert same(texts(batch, 10, 24, company=company), alone)
+    narrow = stepper(net.bfloat16())
+    assert isinstance(narrow, SideBySide), narrow.why
+    assert same(texts(narrow, 9, 12, company=8), texts(narrow, 9, 12))

@@ -59,7 +59,7 @@ for verb, command in (
 _WrongCall: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _RESUMES = ("quantize", "compare", "demo")
 
-_LONG = (*_RESUMES, "claims", "inspect")
+_LONG = (*_RESUMES, "claims", "inspect", "run", "serve")
 
 
 def _version(value: bool) -> None:

@@ -7,7 +7,7 @@ With one S > 0 for each channel c of a key head g, and h a query head that reads
 A rotary embedding between the projection and the product turns channels in pairs, so S commutes with it only where both channels of a pair share
 one value. Which do, if any, is a property of the code: tried are, from the most freedom to the least, all channels free, pairs (j, j + r/2)
 and pairs (2j, 2j + 1) among the first r channels of a head, r = d, d/2, d/4. The first that leaves all outputs unchanged to 1e-9, in float64 on
-random weights, is taken. A norm between the projection and the product (Qwen3) lets none of them pass.
+random weights, is taken. A norm between the projection and the product lets none of them pass.
 """
 
 from __future__ import annotations

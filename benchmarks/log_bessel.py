@@ -1,7 +1,7 @@
 """log I_v and log K_v: accuracy on a grid against ball arithmetic, and speed beside SciPy and mpmath.
 
     python benchmarks/log_bessel.py [--quick] [--out benchmarks/records/log_bessel.json]
-    python benchmarks/log_bessel.py --docs      the tables in docs/special.md and docs/log_bessel.svg, from the stored record
+    python benchmarks/readme.py --special       the tables and the plot in docs/special.md, from the stored record
 
 Grid: 24,200 pairs (v, x) of each function: the paper's ranges, both sides of every seam between expressions, the curve where log I is 0, and
 orders up to 1e6 with x from 1e-300 to 1e8. The exact values are arb's, proved to 25 digits (mpmath with 50 digits agrees on a few of them); an
@@ -32,15 +32,11 @@ from dither.claims.log_bessel import FUNCTIONS, RANGES, draw, seconds, times
 from dither.kernels.bessel import REGIONS, log_bessel
 from dither.kernels.bessel_reference import classify
 from dither.quant.machine import machine
-from dither.report.svg import label, picture, tag
 from dither.special.bessel_tables import bessel_tables
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "records" / "log_bessel.json"
-BEGIN, END = "<!-- log-bessel:begin -->", "<!-- log-bessel:end -->"
 ORDERS = (0.3, 0.46, 0.6, 0.7, 3.05, 3.1, 12.7, 30.0, 57.0, 164.0)  # seams of the regions
 ARGUMENTS = (1.0, 3.0, 8.0, 19.6931, 30.0, 35.9074, 84.4153, 274.2377, 1400.0)
-CELLS, LOW, HIGH = 24, (-3.0, -4.0), (6.0, 8.0)  # of the plot: decades of v and of x
+CELLS, V_DECADES, X_DECADES = 24, (-3, 6), (-4, 8)  # of the plot
 
 
 def grid(part: float) -> dict[str, tuple[Tensor, Tensor]]:
@@ -84,7 +80,7 @@ def accuracy(part: float) -> dict[str, Any]:
     v, x = (torch.cat(column) for column in zip(*sets.values(), strict=True))
     regions = classify(v, x)
     which = torch.repeat_interleave(torch.arange(len(sets)), torch.tensor([len(pair[0]) for pair in sets.values()]))
-    found: dict[str, Any] = {"points": len(v)}
+    found: dict[str, Any] = {"points": len(v), "cells": {"number": CELLS, "v_decades": V_DECADES, "x_decades": X_DECADES}}
     for kind in FUNCTIONS:
         values = log_bessel(kind, v, x, bessel_tables(), ratio=True)
         assert values.ratio is not None
@@ -93,14 +89,16 @@ def accuracy(part: float) -> dict[str, Any]:
         errors = torch.tensor([mixed_error(value, log) for (log, _), value, _ in both], dtype=torch.float64)
         # where x is tiny, ratios of K are as uncertain as v log x
         ratios = torch.tensor([relative_error(ratio, quotient) for (_, quotient), _, ratio in both], dtype=torch.float64)[x > 1e-100]
-        row, column = (((s.log10() - low) / (high - low) * CELLS).floor().long() for s, low, high in zip((v, x), LOW, HIGH, strict=True))
+        row, column = (
+            ((s.log10() - low) / (high - low) * CELLS).floor().long() for s, (low, high) in ((v, V_DECADES), (x, X_DECADES))
+        )
         inside = (row >= 0) & (row < CELLS) & (column >= 0) & (column < CELLS)
         cells = torch.zeros(CELLS * CELLS, dtype=torch.float64).scatter_reduce_(0, (row * CELLS + column)[inside], errors[inside], "amax")
+        found["cells"][kind] = [float(f"{value:.1e}") for value in cells.tolist()]
         found[kind] = summary(errors) | {
             "finite": bool(values.value.isfinite().all()), "ratio": summary(ratios),
             "sets": {name: summary(errors[which == i]) | {"points": int((which == i).sum())} for i, name in enumerate(sets)},
             "regions": {REGIONS[c]: summary(errors[regions == c]) | {"points": int((regions == c).sum())} for c in sorted(set(regions.tolist()))},
-            "cells": [f"{value:.1e}" for value in cells.tolist()],
         }  # fmt: skip
         f = found[kind]
         print(f"log {kind}: {len(v):,} pairs, maximum error {f['maximum']:.1e}, 99.9 % {f['quantile_999']:.1e}, median {f['median']:.1e}; ratio "
@@ -159,90 +157,11 @@ def speed(mpmath_pairs: int) -> list[dict[str, Any]]:
     return rows
 
 
-# -- documents -------------------------------------------------------------------------------------------------------------------
-
-
-def tables(record: dict[str, Any]) -> str:
-    """What stands between the marks in docs/special.md."""
-    found = record["accuracy"]
-    lines = [
-        f"Errors on {found['points']:,} pairs, relative to max(1, |value|), against values that are proved to 25 digits:\n",
-        "| | maximum | 99.9 % | median | ratio to the next order: maximum | median |\n|---|--:|--:|--:|--:|--:|",
-    ]
-    for kind, name in (("I", "log I_v"), ("K", "log K_v")):
-        f, r = found[kind], found[kind]["ratio"]
-        lines.append(f"| {name} | {f['maximum']:.1e} | {f['quantile_999']:.1e} | {f['median']:.1e} | {r['maximum']:.1e} | {r['median']:.1e} |")
-    lines += ["\n| pairs | number | log I_v: maximum | median | log K_v: maximum | median |\n|---|--:|--:|--:|--:|--:|"]
-    for name, i in found["I"]["sets"].items():
-        k = found["K"]["sets"][name]
-        lines.append(f"| {name} | {i['points']:,} | {i['maximum']:.1e} | {i['median']:.1e} | {k['maximum']:.1e} | {k['median']:.1e} |")
-    rows = record["speed"]
-    cores = rows[0]["cores"]
-    lines += [
-        f"\nTimes a pair on {record['machine']['cpu']}, {record['kernels']}, in one run:\n",
-        f"| | ours | ours, {cores} cores | SciPy | finite there | mpmath | gives a value | times SciPy | on {cores} cores | times mpmath |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| log {row['function']}, {row['range']} | {row['seconds'] * 1e9:.1f} ns | {row['seconds_on_all_cores'] * 1e9:.1f} ns | "
-            f"{row['scipy_seconds'] * 1e9:.0f} ns | {100 * row['scipy_finite']:.0f} % | {row['mpmath_seconds'] * 1e6:.0f} us | "
-            f"{100 * row['mpmath_finite']:.0f} % | {row['times_scipy']:.1f} | {row['times_scipy_on_all_cores']:.1f} | {row['times_mpmath']:,.0f} |"
-        )
-    for name, choose in (("median", statistics.median), ("maximum", max)):
-        gains = [choose([row[which] for row in rows]) for which in ("times_scipy", "times_scipy_on_all_cores", "times_mpmath")]
-        lines.append(f"| {name} | | | | | | | {gains[0]:.1f} | {gains[1]:.1f} | {gains[2]:,.0f} |")
-    versions = ", ".join(f"{name} {version}" for name, version in record["machine"]["versions"].items())
-    lines.append(f"\nMeasured by `python benchmarks/log_bessel.py` on {record['date'][:10]} ({versions}).\n")
-    return "\n".join(lines)
-
-
-def plot(record: dict[str, Any]) -> str:
-    """The largest error in each cell of the (x, v) plane, both functions, from white (below 1e-16) to dark (1e-14)."""
-    size, left, top, gap = 11, 46, 46, 60
-    parts = []
-    for panel, kind in enumerate(("I", "K")):
-        x0 = left + panel * (CELLS * size + gap)
-        parts.append(label(f"log {kind}: largest error by x and v", x0, top - 14))
-        for i, text in enumerate(record["accuracy"][kind]["cells"]):
-            row, column = divmod(i, CELLS)
-            shade = min(max((math.log10(max(float(text), 1e-30)) + 16) / 2, 0.0), 1.0)
-            colour = "#{:02x}{:02x}{:02x}".format(*(round(255 - shade * (255 - dark)) for dark in (20, 50, 110)))
-            parts.append(tag("rect", x=x0 + column * size, y=top + (CELLS - 1 - row) * size, width=size - 1, height=size - 1, fill=colour))
-        bottom = top + CELLS * size
-        for decade in range(int(LOW[1]), int(HIGH[1]) + 1, 4):
-            parts.append(label(f"1e{decade}", x0 + (decade - LOW[1]) / (HIGH[1] - LOW[1]) * CELLS * size, bottom + 12, "middle"))
-        for decade in range(int(LOW[0]), int(HIGH[0]) + 1, 3):
-            parts.append(label(f"1e{decade}", x0 - 4, bottom - (decade - LOW[0]) / (HIGH[0] - LOW[0]) * CELLS * size, "end"))
-    height = top + CELLS * size + 40
-    parts.append(label("white: below 1e-16 or no pair; dark: 1e-14", left, height - 10))
-    style = tag("style", "text { font: 12px sans-serif; fill: #333 }")
-    background = tag("rect", width="100%", height="100%", fill="#fff")
-    width = left + 2 * CELLS * size + gap + 20
-    return str(picture(width, height, "Errors of log I and log K", "Largest error by x and v.", "log-bessel", background, style, *parts)) + "\n"
-
-
-def documents(root: Path, record: dict[str, Any]) -> dict[Path, str]:
-    """The files that the record gives, by path. Raises ValueError where docs/special.md lacks its marks."""
-    page = root / "docs" / "special.md"
-    text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{page}: must hold {BEGIN} and {END} once, in this order")
-    head, _, rest = text.partition(BEGIN)
-    return {page: f"{head}{BEGIN}\n{tables(record)}{END}{rest.partition(END)[2]}", root / "docs" / "log_bessel.svg": plot(record)}
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the pairs")
     parser.add_argument("--out", type=Path, help="write the record here")
-    parser.add_argument("--docs", action="store_true", help="write the documents from the stored record, and measure nothing")
     given = parser.parse_args(arguments)
-    if given.docs:
-        for path, text in documents(ROOT, json.loads(RECORD.read_text(encoding="utf-8"))).items():
-            path.write_text(text, encoding="utf-8")
-            print(path.relative_to(ROOT))
-        return 0
     print(f"kernels: {kernels.backend()}")
     record = machine() | {
         "kernels": kernels.backend(), "numpy": np.__version__, "speed": speed(5 if given.quick else 40),

@@ -14,13 +14,14 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dither import claims, report
 from dither.claims.claim import RECORDS
 from dither.report import CompareRecord, numbers
+from dither.report.log_bessel import log_bessel_gpu_tables, log_bessel_svg, log_bessel_tables
 from dither.report.softmax import softmax_svg, softmax_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,17 +104,28 @@ def _figure(value: float | str | None) -> str:
     return numbers.NOTHING if value is None else numbers.short(float(value))
 
 
+# of docs/special.md, by record: what stands between its marks, and its plot (None where the record has not what it shows)
+SPECIAL: dict[str, tuple[Callable[[Any], str], Callable[[Any], str | None] | None]] = {
+    "softmax": (softmax_tables, lambda record: softmax_svg(record) if "float32" in record else None),
+    "log_bessel": (log_bessel_tables, log_bessel_svg),
+    "log_bessel_gpu": (log_bessel_gpu_tables, None),
+}
+
+
 def special_page(root: Path) -> dict[Path, str]:
     """docs/special.md with the tables of the benchmarks of numerics that have a record, and their plots."""
     found: dict[Path, str] = {}
     page = root / "docs" / "special.md"
-    stored = root / "benchmarks" / "records" / "softmax.json"
-    if page.is_file() and stored.is_file():
+    for name, (tables, drawing) in SPECIAL.items():
+        stored = root / "benchmarks" / "records" / f"{name}.json"
+        if not (page.is_file() and stored.is_file()):
+            continue
+        text = found.get(page) or page.read_text(encoding="utf-8")
         record = json.loads(stored.read_text(encoding="utf-8"))
-        marks = "<!-- softmax:begin -->", "<!-- softmax:end -->"
-        found[page] = with_section(page.read_text(encoding="utf-8"), softmax_tables(record), *marks, page.name)
-        if "float32" in record:
-            found[root / "docs" / "softmax.svg"] = softmax_svg(record)
+        marks = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        found[page] = with_section(text, tables(record), *marks, page.name)
+        if drawing is not None and (drawn := drawing(record)) is not None:
+            found[root / "docs" / f"{name}.svg"] = drawn
     return found
 
 
@@ -172,7 +184,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
     if given.claims and not pages & wanted.keys():
         parser.error("no claim was measured yet; run dither claims run NAME")
     if given.special and not special:
-        parser.error("nothing was measured yet; run python benchmarks/softmax.py")
+        parser.error("nothing was measured yet; run python benchmarks/softmax.py or log_bessel.py")
     return 0
 
 

@@ -131,6 +131,37 @@ def test_the_record_of_softmax_becomes_tables_and_a_plot(root: Path, capsys: pyt
     assert (root / "docs" / "softmax.svg").read_text().startswith("<svg")
 
 
+def test_the_records_of_log_bessel_become_tables_and_a_plot(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("log_bessel", "log_bessel_gpu")
+    page = root / "docs" / "special.md"
+    page.write_text("".join(f"<!-- {name}:begin -->\nstale words\n<!-- {name}:end -->\n" for name in names))
+    folder = root / "benchmarks" / "records"
+    folder.mkdir(parents=True)
+    errors = {"maximum": 1.5e-15, "quantile_999": 7e-16, "median": 4e-17}
+    both = {"points": 1000, "cells": {"number": 2, "v_decades": [-3, 6], "x_decades": [-4, 8], "I": [0, 1e-16, 1e-15, 1e-13], "K": [0, 0, 0, 0]}}
+    for kind in ("I", "K"):
+        both[kind] = errors | {"ratio": errors, "sets": {"wide": errors | {"points": 1000}}}
+    rows = [
+        {"function": "I", "range": "small", "cores": 2, "seconds": 1e-8, "seconds_on_all_cores": 6e-9, "scipy_seconds": 3e-7, "scipy_finite": 0.25,
+         "mpmath_seconds": 2e-3, "mpmath_finite": 1.0, "times_scipy": t, "times_scipy_on_all_cores": 2 * t, "times_mpmath": 2e5}
+        for t in (30.0, 31.0, 50.0)
+    ]  # fmt: skip
+    machine = {"cpu": "Example CPU", "threads": 2, "versions": {"dither": "0.1.0"}}
+    record = {"machine": machine, "date": "2026-11-28T00:00:00+00:00", "kernels": "avx2", "accuracy": both, "speed": rows}
+    (folder / "log_bessel.json").write_text(json.dumps(record))
+    row = {"function": "K", "range": "0-150", "points": 10**6, "points_a_second": 2e8, "times_cpu": 3.5, "times_unsorted": None}
+    agreement = {"points": 24000, "I": {"maximum": 3e-15}, "K": {"maximum": 2e-15}}
+    gpu = {"device": "Example GPU", "cpu_path": "avx2", "cpu_threads": 16, "versions": {"torch": "2"}, "date": "2026-11-28", "agreement": agreement}
+    (folder / "log_bessel_gpu.json").write_text(json.dumps(gpu | {"rows": [row, row | {"times_unsorted": 2.25}]}))
+    assert call(root, "--check") == 1
+    assert call(root, "--special") == 0 and call(root, "--check") == 0
+    text = page.read_text()
+    assert "stale words" not in text and "| log K_v | 1.5e-15 | 7.0e-16 | 4.0e-17 |" in text and "| median | | | | | | | 31.0 | 62.0 |" in text
+    assert "| log K, 0-150 | 1,000,000 | 200 | 3.5 | 2.25 |" in text and "Example GPU" in text
+    drawing = (root / "docs" / "log_bessel.svg").read_text()
+    assert drawing.startswith("<svg") and "#14326e" in drawing  # the darkest cell
+
+
 def test_marks_must_be_there_once() -> None:
     with pytest.raises(ValueError, match="once"):
         readme.with_section("nothing", "text")

@@ -29,7 +29,7 @@ NODES = 64  # of the quadrature behind the gradient of a sample
 class VonMisesFisher(Distribution):
     """``loc [..., p]`` mean directions of length 1, ``concentration [...]`` kappa > 0; batch and event shapes as in `torch.distributions`.
 
-    Computes in float64 and returns the type of ``loc``. ValueError for p < 2, and, with ``validate_args`` (torch's default), for kappa <= 0 and
+    Computes in float64 and returns the type of ``loc``. ValueError for p < 2, and, with ``validate_args``, for kappa <= 0 and
     directions that are not of length 1 to 1e-4. ``fitted`` tells of the fit, where `fit` made the object.
     """
 
@@ -37,7 +37,7 @@ class VonMisesFisher(Distribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, loc: Tensor, concentration: Tensor | float, *, fitted: Fit | None = None, validate_args: bool | None = None) -> None:
+    def __init__(self, loc: Tensor, concentration: Tensor | float, *, fitted: Fit | None = None, validate_args: bool = True) -> None:
         if loc.dim() < 1 or loc.shape[-1] < 2:
             raise ValueError(f"loc: shape {list(loc.shape)}, must be [..., p] with p >= 2")
         if not loc.is_floating_point():
@@ -47,6 +47,7 @@ class VonMisesFisher(Distribution):
         self.loc = loc.expand(*batch, loc.shape[-1])
         self.concentration = given.expand(batch)
         self.fitted = fitted
+        # told, since torch's default changes: torch.compile turns it off for the whole process
         super().__init__(torch.Size(batch), loc.shape[-1:], validate_args=validate_args)
         if self._validate_args:
             _check_unit("loc", loc.detach())

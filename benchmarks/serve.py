@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 
@@ -37,7 +38,6 @@ import torch
 from torch import nn
 
 import dither
-from dither.kernels import packed_matmul
 from dither.kernels.extension import extension
 from dither.quant.evaluate import open_model
 from dither.quant.generate import Sampling, generate
@@ -116,13 +116,9 @@ def parts(batch: Batch, streams: int, steps: int) -> dict[str, float]:
 
     run(2)
     whole = run(steps)
-    timed, real = _Timed(extension()), packed_matmul.extension
-    packed_matmul.extension = lambda: timed  # type: ignore[assignment, return-value]
-    try:
-        with torch.profiler.profile() as profile:
-            run(max(2, steps // 4))
-    finally:
-        packed_matmul.extension = real
+    timed = _Timed(extension())
+    with mock.patch("dither.kernels.packed_matmul.extension", lambda: timed), torch.profiler.profile() as profile:
+        run(max(2, steps // 4))
     count = max(2, steps // 4)
     products = timed.seconds / count
     operators = sum(event.self_cpu_time_total for event in profile.key_averages()) / 1e6 / count

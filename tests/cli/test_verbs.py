@@ -156,6 +156,8 @@ def test_run(capsys: pytest.CaptureFixture[str], folder: Path, checkpoint: Path,
     assert out == found["text"] + "\n" and "tokens/s" in err
     others = {answer(capsys, *arguments[:5], "--seed", seed, "--temperature", 2)["text"] for seed in range(4)}
     assert len(others) > 1
+    plain, fresh = (answer(capsys, *arguments[:5], *options)["text"] for options in ((), ("--frequency-penalty", 2, "--presence-penalty", 2)))
+    assert len(set(fresh)) >= len(set(plain)) and len(set(fresh)) == len(fresh)
 
 
 def test_run_stops_and_refuses(capsys: pytest.CaptureFixture[str], folder: Path, checkpoint: Path) -> None:

@@ -18,6 +18,8 @@ def command(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among the k likeliest; 0 = all.")] = 0,
+    presence_penalty: Annotated[float, typer.Option(min=-2.0, max=2.0, help="Taken off the score of a token that was made.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(min=-2.0, max=2.0, help="Taken off for each time that it was made.")] = 0.0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may repeat.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     seed: o.Seed = 0,
@@ -37,8 +39,9 @@ def command(
     if stop and not all(stop):
         raise UsageError("--stop: a stop string is empty")
     sampling = Sampling(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=tuple(stop or ())
-    )
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=tuple(stop or ()),
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+    )  # fmt: skip
     network, tokenizer = open_model(model, dtype)
     started = time.perf_counter()
     first: list[float] = []

@@ -20,10 +20,12 @@ from dither.quant.products import FEW_ROWS
 
 
 def fix_rows(model: nn.Module) -> list[RemovableHandle]:
-    """Give every linear layer of ``model`` that multiplies decoded or float weights at least `FEW_ROWS` rows. ``remove()`` of what it returns
-    undoes it."""
+    """Give every linear layer of ``model`` that multiplies decoded or float weights at least `FEW_ROWS` rows, once. ``remove()`` of what it
+    returns undoes it."""
     handles: list[RemovableHandle] = []
     for module in model.modules():
+        if _fill in module._forward_pre_hooks.values():
+            continue
         if isinstance(module, nn.Linear | Conv1D | SharedLinear) or (isinstance(module, QuantLinear) and not module.multiplies_codes):
             handles += [module.register_forward_pre_hook(_fill), module.register_forward_hook(_cut)]
     return handles

@@ -86,6 +86,8 @@ class Service:
         """``n`` for each prompt. Raises ApiError where the request does not fit the model."""
         if ask.model != self.name:
             raise self.not_served(ask.model)
+        if self.scheduler.closed:
+            raise ApiError(503, "the server is shutting down", code="shutting_down")
         return await asyncio.get_running_loop().run_in_executor(self._encoder, self.intake.sequences, ask)
 
     def not_served(self, name: str) -> ApiError:

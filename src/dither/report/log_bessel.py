@@ -79,10 +79,10 @@ def von_mises_fisher_tables(record: Record) -> str:
     for row in record["rows"]:
         low, high = row["interval_95"]
         ours = f"{row['concentration']:,.0f} | {row['marginal_concentration']:,.0f} | {low:,.0f} .. {high:,.0f}"
-        mean = row["log_likelihood_a_sample"]
+        peak = f"{row['log_likelihood_a_sample']:,.1f} | at {row['grid_maximum_over_estimate']:.2f} of it"
         likelihood = row["scipy_log_likelihood_a_sample"]
         theirs = f"{row['scipy_concentration']:.2g} | {'not finite' if likelihood is None else f'{likelihood:,.1f}'}"
-        lines.append(f"| {row['dimension']:,} | {row['samples']:,} | {ours} | {mean:,.1f} | at {row['grid_maximum_over_estimate']:.2f} of it | {theirs} |")
+        lines.append(f"| {row['dimension']:,} | {row['samples']:,} | {ours} | {peak} | {theirs} |")
     return "\n".join([*lines, "", f"Measured by `python benchmarks/von_mises_fisher.py` {_where(record)}.", ""])
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from dither import claims, report
 from dither.claims.claim import RECORDS
 from dither.report import CompareRecord, numbers
-from dither.report.log_bessel import log_bessel_gpu_tables, log_bessel_svg, log_bessel_tables
+from dither.report.log_bessel import log_bessel_gpu_tables, log_bessel_svg, log_bessel_tables, von_mises_fisher_tables
 from dither.report.softmax import softmax_svg, softmax_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +109,7 @@ SPECIAL: dict[str, tuple[Callable[[Any], str], Callable[[Any], str | None] | Non
     "softmax": (softmax_tables, lambda record: softmax_svg(record) if "float32" in record else None),
     "log_bessel": (log_bessel_tables, log_bessel_svg),
     "log_bessel_gpu": (log_bessel_gpu_tables, None),
+    "von_mises_fisher": (von_mises_fisher_tables, None),
 }
 
 

@@ -14,7 +14,7 @@ enum class BesselRegion : uint8_t { mu_3, mu_20, u_4, u_6, u_7, u_9, u_13, u_20,
 
 inline constexpr int64_t bessel_chunk = 4096;  // pairs that are sorted together
 inline constexpr int64_t bessel_lanes = 8;     // regions are padded to this
-inline constexpr int debye_terms = 20, gamma_terms = 24, log_columns = 33, trapezoid_nodes = 41;
+inline constexpr int debye_terms = 20, gamma_terms = 24;  // TERMS and GAMMA_TERMS there
 
 struct BesselTables {
     const double* u;      // [20, 21]

@@ -132,7 +132,7 @@ def test_the_record_of_softmax_becomes_tables_and_a_plot(root: Path, capsys: pyt
 
 
 def test_the_records_of_log_bessel_become_tables_and_a_plot(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ("log_bessel", "log_bessel_gpu")
+    names = ("log_bessel", "log_bessel_gpu", "von_mises_fisher")
     page = root / "docs" / "special.md"
     page.write_text("".join(f"<!-- {name}:begin -->\nstale words\n<!-- {name}:end -->\n" for name in names))
     folder = root / "benchmarks" / "records"
@@ -153,9 +153,14 @@ def test_the_records_of_log_bessel_become_tables_and_a_plot(root: Path, capsys: 
     agreement = {"points": 24000, "I": {"maximum": 3e-15}, "K": {"maximum": 2e-15}}
     gpu = {"device": "Example GPU", "cpu_path": "avx2", "cpu_threads": 16, "versions": {"torch": "2"}, "date": "2026-11-28", "agreement": agreement}
     (folder / "log_bessel_gpu.json").write_text(json.dumps(gpu | {"rows": [row, row | {"times_unsorted": 2.25}]}))
+    fit = {"dimension": 5120, "samples": 1000, "concentration": 4740.2, "marginal_concentration": 4731.0, "interval_95": [4723.0, 4739.0],
+           "log_likelihood_a_sample": 15721.6, "grid_maximum_over_estimate": 1.0, "scipy_concentration": 1e-8,
+           "scipy_log_likelihood_a_sample": None}  # fmt: skip
+    (folder / "von_mises_fisher.json").write_text(json.dumps({"machine": machine, "date": "2026-11-28", "rows": [fit]}))
     assert call(root, "--check") == 1
     assert call(root, "--special") == 0 and call(root, "--check") == 0
     text = page.read_text()
+    assert "| 5,120 | 1,000 | 4,740 | 4,731 | 4,723 .. 4,739 | 15,721.6 | at 1.00 of it | 1e-08 | not finite |" in text
     assert "stale words" not in text and "| log K_v | 1.5e-15 | 7.0e-16 | 4.0e-17 |" in text and "| median | | | | | | | 31.0 | 62.0 |" in text
     assert "| log K, 0-150 | 1,000,000 | 200 | 3.5 | 2.25 |" in text and "Example GPU" in text
     drawing = (root / "docs" / "log_bessel.svg").read_text()

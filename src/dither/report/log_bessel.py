@@ -1,4 +1,5 @@
-"""The figures of log I_v and log K_v for docs/special.md: tables and a plot, from the records of benchmarks/log_bessel.py and log_bessel_gpu.py."""
+"""The figures of log I_v and log K_v for docs/special.md: tables and a plot, from the records of benchmarks/log_bessel.py, log_bessel_gpu.py and
+von_mises_fisher.py."""
 
 from __future__ import annotations
 
@@ -67,6 +68,22 @@ def log_bessel_gpu_tables(record: Record) -> str:
         lines.append(f"| log {row['function']}, {row['range']} | {row['points']:,} | {rate} | {sorting} |")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return "\n".join([*lines, "", f"Measured by `python benchmarks/log_bessel_gpu.py` on {record['date'][:10]} ({versions}).", ""])
+
+
+def von_mises_fisher_tables(record: Record) -> str:
+    """Fits of features, and what SciPy makes of the same rows."""
+    lines = [
+        "| p | samples | concentration | marginal | 95 % | log likelihood a sample | maximum on a grid | SciPy's | its log likelihood |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in record["rows"]:
+        low, high = row["interval_95"]
+        ours = f"{row['concentration']:,.0f} | {row['marginal_concentration']:,.0f} | {low:,.0f} .. {high:,.0f}"
+        peak = f"{row['log_likelihood_a_sample']:,.1f} | at {row['grid_maximum_over_estimate']:.2f} of it"
+        likelihood = row["scipy_log_likelihood_a_sample"]
+        theirs = f"{row['scipy_concentration']:.2g} | {'not finite' if likelihood is None else f'{likelihood:,.1f}'}"
+        lines.append(f"| {row['dimension']:,} | {row['samples']:,} | {ours} | {peak} | {theirs} |")
+    return "\n".join([*lines, "", f"Measured by `python benchmarks/von_mises_fisher.py` {_where(record)}.", ""])
 
 
 def _where(record: Record) -> str:

@@ -59,7 +59,7 @@ for verb, command in (
 _WrongCall: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _RESUMES = ("quantize", "compare", "demo")
 
-_LONG = (*_RESUMES, "claims", "inspect", "run", "serve")
+_LONG = (*_RESUMES, "claims", "inspect")  # not run and serve: threads that sleep between the short products of a token halve their speed
 
 
 def _version(value: bool) -> None:

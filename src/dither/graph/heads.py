@@ -23,19 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dither.graph.exact import (
-    Call,
-    bench_copy,
-    exact_calls,
-    float64_default,
-    randomize,
-    relative_difference,
-    run_exactly,
-    untie,
-)
 from dither.graph.fold import added_bias
 from dither.graph.structure import Consumer, Site, Structure, matrix_view
-from dither.graph.verify import EXACT
+from dither.graph.trial import Trial, trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +62,9 @@ def find_head_rotations(
     if not calls:
         raise ValueError("calls must hold at least one call of the module")
     sites = [s for s in structure.sites if _linear(s)]
-    with float64_default():
-        bench = bench_copy(module)
-        untie(bench)
-        proof = _Proof(bench, exact_calls([(tuple(a), dict(k)) for a, k in calls]), seed)
-        found = [one for one in (proof.largest(site) for site in sites) if one is not None]
-        while found and not proof.holds(found):  # alone each of them held
+    with trial(module, calls, seed) as bench:
+        found = [one for one in (_largest(bench, site) for site in sites) if one is not None]
+        while found and not _holds(bench, found):  # alone each of them held
             found.pop()
     return found
 
@@ -141,46 +128,38 @@ def _heads_of(consumer: Consumer, size: int) -> Tensor | None:
     return torch.where(first >= 0, first // size, first).squeeze(1)
 
 
-class _Proof:
-    """The bench on which rotations are tried; its weights are random and are restored after each trial."""
+def _largest(bench: Trial, site: Site) -> HeadRotation | None:
+    """The largest heads of a site that may be rotated; None where it has none of two channels or more."""
+    size, left, prime = 1, site.channels, 2
+    while prime <= left:
+        while left % prime == 0:
+            left //= prime
+            wider = _as_heads(site, size * prime)
+            if wider is None or not _holds(bench, [wider]):
+                while left % prime == 0:
+                    left //= prime
+                break
+            size *= prime
+        prime += 1
+    return _as_heads(site, size) if size > 1 else None
 
-    def __init__(self, bench: nn.Module, calls: list[Call], seed: int) -> None:
-        self.bench, self.calls = bench, calls
-        self.generator = torch.Generator().manual_seed(seed)
-        randomize(bench, self.generator)
-        self.base = run_exactly(bench, calls)
 
-    def largest(self, site: Site) -> HeadRotation | None:
-        """The largest heads of a site that may be rotated; None where it has none of two channels or more."""
-        size, left, prime = 1, site.channels, 2
-        while prime <= left:
-            while left % prime == 0:
-                left //= prime
-                wider = self._as_heads(site, size * prime)
-                if wider is None or not self.holds([wider]):
-                    while left % prime == 0:
-                        left //= prime
-                    break
-                size *= prime
-            prime += 1
-        return self._as_heads(site, size) if size > 1 else None
+def _as_heads(site: Site, size: int) -> HeadRotation | None:
+    """The site cut into heads of ``size``, if its consumers' columns can be."""
+    if any(_heads_of(c, size) is None for c in site.consumers):
+        return None
+    return HeadRotation(site, size, site.channels // size)
 
-    @staticmethod
-    def _as_heads(site: Site, size: int) -> HeadRotation | None:
-        """The site cut into heads of ``size``, if its consumers' columns can be."""
-        if any(_heads_of(c, size) is None for c in site.consumers):
-            return None
-        return HeadRotation(site, size, site.channels // size)
 
-    def holds(self, chosen: Sequence[HeadRotation]) -> bool:
-        """Whether random rotations, all at once, leave every output as it was."""
-        drawn = [_random_rotations(one, self.generator) for one in chosen]
-        for one, r in zip(chosen, drawn, strict=True):
-            rotate_heads(self.bench, one, r)
-        difference = relative_difference(run_exactly(self.bench, self.calls), self.base)
-        for one, r in zip(reversed(chosen), reversed(drawn), strict=True):
-            rotate_heads(self.bench, one, r.mT)
-        return difference <= EXACT
+def _holds(bench: Trial, chosen: Sequence[HeadRotation]) -> bool:
+    """Whether random rotations, all at once, leave every output as it was."""
+    drawn = [_random_rotations(one, bench.generator) for one in chosen]
+    for one, r in zip(chosen, drawn, strict=True):
+        rotate_heads(bench.bench, one, r)
+    holds = bench.unchanged()
+    for one, r in zip(reversed(chosen), reversed(drawn), strict=True):
+        rotate_heads(bench.bench, one, r.mT)
+    return holds
 
 
 def _random_rotations(rotation: HeadRotation, generator: torch.Generator) -> Tensor:

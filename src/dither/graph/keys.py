@@ -20,19 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dither.graph.exact import (
-    Call,
-    bench_copy,
-    exact_calls,
-    float64_default,
-    randomize,
-    relative_difference,
-    run_exactly,
-    untie,
-)
 from dither.graph.structure import Layer, Structure, matrix_view
 from dither.graph.tree import tensors_of
-from dither.graph.verify import EXACT
+from dither.graph.trial import Trial, trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +83,12 @@ def find_key_scalings(
     ``structure``: as `discover_block` gives it. ``sizes``: of heads, to try (those of values). ``calls``: some of the block's calls; those on single
     tokens prove nothing, since no embedding of positions shows in them. The module is not changed.
     """
-    several = [(tuple(a), dict(k)) for a, k in calls if any(t.dim() > 2 and t.shape[-2] > 1 for t in tensors_of(a) if t.is_floating_point())]
+    several = [(a, k) for a, k in calls if any(t.dim() > 2 and t.shape[-2] > 1 for t in tensors_of(a) if t.is_floating_point())]
     pairs = list(_candidates(structure))
     if not several or not pairs or not sizes:
         return []
-    with float64_default():
-        bench = bench_copy(module)
-        untie(bench)
-        proof = _Proof(bench, exact_calls(several), seed)
-        return [one for pair in pairs if (one := proof.freest(*pair, sizes)) is not None]
+    with trial(module, several, seed) as bench:
+        return [one for pair in pairs if (one := _freest(bench, *pair, sizes)) is not None]
 
 
 def _candidates(structure: Structure) -> Iterator[tuple[Layer, Layer]]:
@@ -126,28 +113,20 @@ def _sharings(size: int) -> Iterator[Tensor]:
             yield torch.cat([pairs, turned // 2 + torch.arange(size - turned)])
 
 
-class _Proof:
-    """The bench on which scalings are tried; its weights are random and are restored after each trial."""
+def _freest(bench: Trial, keys: Layer, queries: Layer, sizes: Sequence[int]) -> KeyScaling | None:
+    for size in sizes:
+        if keys.out_features % size == 0:
+            for shared in _sharings(size):
+                one = KeyScaling(keys, queries, size, keys.out_features // size, shared)
+                if _holds(bench, one):
+                    return one
+    return None
 
-    def __init__(self, bench: nn.Module, calls: list[Call], seed: int) -> None:
-        self.bench, self.calls = bench, calls
-        self.generator = torch.Generator().manual_seed(seed)
-        randomize(bench, self.generator)
-        self.base = run_exactly(bench, calls)
 
-    def freest(self, keys: Layer, queries: Layer, sizes: Sequence[int]) -> KeyScaling | None:
-        for size in sizes:
-            if keys.out_features % size == 0:
-                for shared in _sharings(size):
-                    one = KeyScaling(keys, queries, size, keys.out_features // size, shared)
-                    if self.holds(one):
-                        return one
-        return None
-
-    def holds(self, one: KeyScaling) -> bool:
-        """Whether random factors leave every output as it was."""
-        s = torch.exp(torch.randn(one.values, generator=self.generator, dtype=torch.float64))
-        apply_key_scaling(self.bench, one, s)
-        difference = relative_difference(run_exactly(self.bench, self.calls), self.base)
-        apply_key_scaling(self.bench, one, 1 / s)
-        return difference <= EXACT
+def _holds(bench: Trial, one: KeyScaling) -> bool:
+    """Whether random factors leave every output as it was."""
+    s = torch.exp(torch.randn(one.values, generator=bench.generator, dtype=torch.float64))
+    apply_key_scaling(bench.bench, one, s)
+    holds = bench.unchanged()
+    apply_key_scaling(bench.bench, one, 1 / s)
+    return holds

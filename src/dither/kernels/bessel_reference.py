@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,11 +82,11 @@ def _expressions(kind: str, tables: BesselTables) -> dict[int, Callable[[Tensor,
     small = _small_i if kind == "I" else _small_k
     made: dict[int, Callable[[Tensor, Tensor, bool], Pair]] = {}
     for code in shapes.HANKEL:
-        made[code] = lambda v, x, ratio, terms=shapes.HANKEL[code]: _hankel(kind, terms, v, x)  # type: ignore[misc]
+        made[code] = partial(_hankel, kind, shapes.HANKEL[code])
     for code in shapes.DEBYE:
-        made[code] = lambda v, x, ratio, terms=shapes.DEBYE[code]: _debye(kind, terms, v, x, tables, ratio)  # type: ignore[misc]
+        made[code] = partial(_debye, kind, shapes.DEBYE[code], tables)
     for code in shapes.SERIES:
-        made[code] = lambda v, x, ratio, code=code: small(code, v, x, tables, ratio)  # type: ignore[misc]
+        made[code] = partial(small, code, tables)
     made[shapes.LIMIT] = lambda v, x, ratio: _limit(kind, v, x)
     return made
 
@@ -104,7 +105,7 @@ def hankel_sums(kind: str, terms: int, v: Tensor, x: Tensor) -> tuple[Tensor, Te
     return s, d, e
 
 
-def _hankel(kind: str, terms: int, v: Tensor, x: Tensor) -> Pair:
+def _hankel(kind: str, terms: int, v: Tensor, x: Tensor, ratio: bool) -> Pair:
     y = 1 / x
     s, d, _ = hankel_sums(kind, terms, v, x)
     sign, constant = (1.0, 0.5 / math.pi) if kind == "I" else (-1.0, 0.5 * math.pi)
@@ -112,7 +113,7 @@ def _hankel(kind: str, terms: int, v: Tensor, x: Tensor) -> Pair:
     return value, 1 - (sign * (0.5 * y + y * d / (1 + s)) + v * y)
 
 
-def _debye(kind: str, terms: int, v: Tensor, x: Tensor, tables: BesselTables, ratio: bool) -> Pair:
+def _debye(kind: str, terms: int, tables: BesselTables, v: Tensor, x: Tensor, ratio: bool) -> Pair:
     large = torch.maximum(v, x) > HUGE
     scale = torch.ones_like(v).masked_fill_(large, 2.0**-600)
     p = v * scale
@@ -151,7 +152,7 @@ def double_horner(table: Tensor, terms: int, tau: Tensor, y: Tensor) -> Tensor:
 # -- small arguments and orders ----------------------------------------------------------------------------------------------------
 
 
-def _small_i(code: int, v: Tensor, x: Tensor, tables: BesselTables, ratio: bool) -> Pair:
+def _small_i(code: int, tables: BesselTables, v: Tensor, x: Tensor, ratio: bool) -> Pair:
     half = 0.5 * x
     q = half * half
     # N_k / P_k = 1 + q/a_k (1 + q/a_{k+1} (...)), a_k = k (k + v): no division until the end; M = dN/dq
@@ -178,7 +179,7 @@ def _small_i(code: int, v: Tensor, x: Tensor, tables: BesselTables, ratio: bool)
     return v * log_half + value, half * m / n
 
 
-def _small_k(code: int, v: Tensor, x: Tensor, tables: BesselTables, ratio: bool) -> Pair:
+def _small_k(code: int, tables: BesselTables, v: Tensor, x: Tensor, ratio: bool) -> Pair:
     return _temme(v, x, tables) if code == shapes.SMALL_1 else _trapezoid(shapes.TRAPEZOID[code], v, x, tables)
 
 

@@ -16,18 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dither.formats import Int, QTensor, Scheme
+from dither.formats import QTensor, Scheme
 from dither.quant.export.gptq_layout import zero_points
 from dither.quant.export.target import (
     Misfits,
     Opened,
     Target,
     Weight,
-    group_size,
-    no_integers,
-    no_linear,
+    integers,
+    no_float16_groups,
     one_grid,
-    ragged,
+    size_or_row,
     uncommon,
 )
 
@@ -36,24 +35,15 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output in each nibble of a word, lowest 
 
 def misfits(weights: Sequence[Weight]) -> Misfits:
     alone = {weight.name: why for weight in weights if (why := _misfit(weight))}
-    return uncommon([weight for weight in weights if weight.name not in alone], _size) | alone
-
-
-def _size(weight: Weight) -> int:
-    """The group size, -1 for a row."""
-    size = group_size(weight)
-    return -1 if size == weight.shape[1] else size
+    return uncommon([weight for weight in weights if weight.name not in alone], size_or_row) | alone
 
 
 def _misfit(weight: Weight) -> str:
     """Why a weight by itself does not fit; empty where it does."""
-    if why := no_linear(weight) or no_integers(weight.scheme) or ragged(weight):
+    if why := no_float16_groups(weight):
         return why
-    assert isinstance(weight.scheme, Scheme) and isinstance(weight.scheme.format, Int)
-    if weight.scheme.format.scale != "float16":
-        return f"its scales are {weight.scheme.format.scale}, not float16"
-    if weight.scheme.format.bits > 4:
-        return f"it has {weight.scheme.format.bits} bits, not 4"
+    if (bits := integers(weight).bits) > 4:
+        return f"it has {bits} bits, not 4"
     return f"{weight.shape[0]} outputs are not whole words of 8" if weight.shape[0] % 8 else ""
 
 
@@ -72,7 +62,7 @@ def write(checkpoint: Opened, out: Path) -> list[str]:
         "quant_method": "awq",
         "version": "gemm",
         "bits": 4,
-        "group_size": _size(weights[0]) if weights else -1,
+        "group_size": size_or_row(weights[0]) if weights else -1,
         "zero_point": True,
         "modules_to_not_convert": checkpoint.float_linears(),
     }

@@ -27,20 +27,19 @@ from dither.quant.export.target import (
     Opened,
     Target,
     Weight,
-    group_size,
-    no_integers,
-    no_linear,
+    integers,
+    no_float16_groups,
     one_grid,
-    ragged,
+    size_or_row,
     uncommon,
 )
 
 WIDTHS = (2, 3, 4, 8)
 
 
-def width(scheme: Scheme) -> int:
-    """Bits of a stored code."""
-    return next(bits for bits in WIDTHS if bits >= scheme.format.bits)
+def _width(bits: int) -> int:
+    """Bits that codes of ``bits`` bits are stored in."""
+    return next(width for width in WIDTHS if width >= bits)
 
 
 def misfits(weights: Sequence[Weight]) -> Misfits:
@@ -50,21 +49,15 @@ def misfits(weights: Sequence[Weight]) -> Misfits:
 
 def _alike(weight: Weight) -> tuple[int, int, bool]:
     """What the layout has one of for all layers: bits, group size (-1: a row), whether zero points are all in the middle."""
-    scheme, inputs = weight.scheme, weight.shape[1]
-    assert isinstance(scheme, Scheme) and isinstance(scheme.format, Int)
-    size = group_size(weight)
-    middle = bool(scheme.format.sym) and scheme.format.bits == width(scheme)
-    return width(scheme), -1 if size == inputs else size, middle
+    fmt, bits = integers(weight), _width(integers(weight).bits)
+    return bits, size_or_row(weight), bool(fmt.sym) and fmt.bits == bits
 
 
 def _misfit(weight: Weight) -> str:
     """Why a weight by itself does not fit; empty where it does."""
-    if why := no_linear(weight) or no_integers(weight.scheme) or ragged(weight):
+    if why := no_float16_groups(weight):
         return why
-    assert isinstance(weight.scheme, Scheme)
-    if weight.scheme.format.scale != "float16":  # type: ignore[attr-defined]
-        return f"its scales are {weight.scheme.format.scale}, not float16"  # type: ignore[attr-defined]
-    bits = width(weight.scheme)
+    bits = _width(integers(weight).bits)
     odd = next((n for n in weight.shape if n * bits % 32), None)
     return "" if odd is None else f"{odd} codes of {bits} bits are not whole words of 32"
 
@@ -114,7 +107,7 @@ def zero_points(tensor: QTensor) -> Tensor:
 
 def packed(tensor: QTensor, as_is: bool) -> dict[str, Tensor]:
     """The stored tensors of one Linear. ``as_is``: zero points as they are, rather than one less."""
-    scheme, bits = tensor.grid, width(tensor.grid)
+    scheme, bits = tensor.grid, _width(tensor.grid.format.bits)
     zero = zero_points(tensor).T.contiguous()  # [G, O]
     return {
         "qweight": pack_rows(tensor.codes, bits).view(torch.int32).T,  # [O, I b / 32] -> [I b / 32, O]

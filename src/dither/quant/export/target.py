@@ -254,6 +254,26 @@ def one_grid(weights: Sequence[Weight], misfits: Callable[[Sequence[Weight]], Mi
     return {}
 
 
+def no_float16_groups(weight: Weight) -> str:
+    """Why ``weight`` is no Linear on integers with float16 scales, in groups of one size; empty where it is."""
+    if why := no_linear(weight) or no_integers(weight.scheme) or ragged(weight):
+        return why
+    scale = integers(weight).scale
+    return "" if scale == "float16" else f"its scales are {scale}, not float16"
+
+
+def integers(weight: Weight) -> Int:
+    """The format of a weight that `no_integers` had nothing against."""
+    assert isinstance(weight.scheme, Scheme) and isinstance(weight.scheme.format, Int)
+    return weight.scheme.format
+
+
+def size_or_row(weight: Weight) -> int:
+    """The group size, -1 for a row."""
+    size = group_size(weight)
+    return -1 if size == weight.shape[1] else size
+
+
 def divisor(inputs: int, sizes: Sequence[int]) -> int | None:
     """The first of ``sizes`` that cuts a row of ``inputs`` evenly."""
     return next((size for size in sizes if inputs % size == 0), None)

@@ -22,7 +22,7 @@ from dither.errors import ModelError
 from dither.quant.kv import KNOWN, attention_modules
 from dither.quant.products import FEW_ROWS
 from dither.quant.stepping import Stepper
-from dither.serve.rows_cache import Attention, RowsCache, by_rows, make_growing
+from dither.serve.rows_cache import Attention, RowsCache, attention_configs, by_rows, make_growing
 
 
 class Batch(ABC):
@@ -69,7 +69,7 @@ class SideBySide(Batch):
         missing = {"position_ids", "past_key_values"} - set(accepts)
         if missing:
             raise ModelError(f"it takes no {' and no '.join(sorted(missing))}")
-        self.inner = _attentions(model)
+        self.inner, self.configs = _attentions(model), attention_configs(model)
 
     def read(self, prompt: Sequence[int]) -> tuple[Stepper, Tensor]:
         sequence, logits = super().read(prompt)
@@ -87,7 +87,7 @@ class SideBySide(Batch):
         cache = RowsCache([s.cache for s in sequences], self.inner)
         filling = [0] * (self.rows - len(tokens) if self.fill else 0)
         ids, position_ids = torch.tensor([[*tokens, *filling], [*places, *filling]], device=self.device)[:, None]
-        with by_rows(self.model):
+        with by_rows(self.configs):
             output = self.model(input_ids=ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
         cache.check_read()
         return list(output.logits[0, : len(tokens)].float().cpu().unbind())

@@ -88,13 +88,16 @@ def attend(
     return F.pad(output, (0, 0, 0, 0, 0, filling)) if filling else output, None
 
 
-@contextmanager
-def by_rows(model: nn.Module) -> Iterator[None]:
-    """Within it, attention of ``model`` is `attend`, and no masks are made."""
+def attention_configs(model: nn.Module) -> list[Any]:
+    """The configs that name an attention, each once: for `by_rows`, which is entered at every step."""
     found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
-    before = [(c, c._attn_implementation_internal) for c in configs.values()]
-    AttentionInterface.register(NAME, attend)
+    return list({id(config): config for config in found if hasattr(config, "_attn_implementation")}.values())
+
+
+@contextmanager
+def by_rows(configs: Sequence[Any]) -> Iterator[None]:
+    """Within it, attention of the model with these `attention_configs` is `attend`, and no masks are made."""
+    before = [(c, c._attn_implementation_internal) for c in configs]
     for config, _ in before:
         config._attn_implementation_internal = NAME  # the setter would write through to those of parts
     try:
@@ -102,6 +105,9 @@ def by_rows(model: nn.Module) -> Iterator[None]:
     finally:
         for config, name in before:
             config._attn_implementation_internal = name
+
+
+AttentionInterface.register(NAME, attend)
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ from dither.formats.packing import pack_rows
 from dither.models.source import tied_names
 from dither.quant.assemble import fill, tie
 from dither.quant.export.gptq_layout import zero_points
-from dither.quant.export.target import Misfits, Opened, Target, Weight, article, divisor, no_integers
+from dither.quant.export.target import Misfits, Opened, Target, Weight, divisor, no_integers, no_layer
 from dither.quant.store import write_text
 
 FILE = "model.onnx"
@@ -98,17 +98,8 @@ def misfits(weights: Sequence[Weight]) -> Misfits:
     return {weight.name: why for weight in weights if (why := _misfit(weight))}
 
 
-def _no_layer(weight: Weight) -> str:
-    """Why a weight is no matrix that its layer's input is multiplied with; empty where it is. (How the layer stores it does not matter.)"""
-    if weight.rounds:
-        return "its inputs are rounded at run time"
-    if weight.kind != "linear":
-        return f"{article(weight.kind)}, not a Linear"
-    return "its layer has a bias that the float model's has not" if weight.added_bias else ""
-
-
 def _misfit(weight: Weight) -> str:
-    if why := _no_layer(weight) or no_integers(weight.scheme):
+    if why := no_layer(weight) or no_integers(weight.scheme):
         return why
     assert isinstance(weight.scheme, Scheme)
     size = weight.scheme.blocks.columns(weight.shape[1])
@@ -119,7 +110,7 @@ def nearest(weights: Sequence[Weight], bits: int) -> dict[str, Scheme]:
     """Integers with zero points, in groups of 128 to 16, or rows."""
     found = {}
     for weight in weights:
-        if _misfit(weight) and not _no_layer(weight):
+        if _misfit(weight) and not no_layer(weight):
             size = divisor(weight.shape[1], BLOCKS)
             found[weight.name] = Int(bits) @ (channel() if size is None else group(size))
     return found

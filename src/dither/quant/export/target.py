@@ -188,17 +188,18 @@ def article(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
-def no_linear(weight: Weight) -> str:
-    """Why ``weight`` is no plain few-bit weight of a Linear layer; empty where it is."""
+def no_layer(weight: Weight) -> str:
+    """Why ``weight`` is no matrix that its layer's input is multiplied with as it comes; empty where it is. (How it is stored does not matter.)"""
     if weight.rounds:
         return "its inputs are rounded at run time"
     if weight.kind != "linear":
         return f"{article(weight.kind)}, not a Linear"
-    if weight.swapped:
-        return "its layer stores the weight transposed, so it is no Linear"
-    if weight.added_bias:
-        return "its layer has a bias that the float model's has not"
-    return ""
+    return "its layer has a bias that the float model's has not" if weight.added_bias else ""
+
+
+def no_linear(weight: Weight) -> str:
+    """Why ``weight`` is no plain few-bit weight of a Linear layer; empty where it is."""
+    return no_layer(weight) or ("its layer stores the weight transposed, so it is no Linear" if weight.swapped else "")
 
 
 def no_grid(scheme: WeightScheme) -> str:

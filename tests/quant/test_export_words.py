@@ -68,7 +68,7 @@ def awq_decoder(stored: dict[str, torch.Tensor], size: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [16, 32, -1])
 def test_gptq_words_decode_to_our_values(fmt: Int, size: int) -> None:
     tensor = few_bit(fmt @ group(size), 32, 64)
-    bits = gptq_layout.width(tensor.grid)
+    bits = gptq_layout.width(tensor.grid.format.bits)
     assert torch.equal(gptq_decoder(gptq_layout.packed(tensor, as_is=True), bits, 2), tensor.dequantize())
     if fmt.sym:  # no zero point is 0
         assert torch.equal(gptq_decoder(gptq_layout.packed(tensor, as_is=False), bits, 1), tensor.dequantize())

@@ -37,9 +37,9 @@ from dither.quant.export.target import (
 WIDTHS = (2, 3, 4, 8)
 
 
-def _width(bits: int) -> int:
+def width(bits: int) -> int:
     """Bits that codes of ``bits`` bits are stored in."""
-    return next(width for width in WIDTHS if width >= bits)
+    return next(w for w in WIDTHS if w >= bits)
 
 
 def misfits(weights: Sequence[Weight]) -> Misfits:
@@ -49,7 +49,7 @@ def misfits(weights: Sequence[Weight]) -> Misfits:
 
 def _alike(weight: Weight) -> tuple[int, int, bool]:
     """What the layout has one of for all layers: bits, group size (-1: a row), whether zero points are all in the middle."""
-    fmt, bits = integers(weight), _width(integers(weight).bits)
+    fmt, bits = integers(weight), width(integers(weight).bits)
     return bits, size_or_row(weight), bool(fmt.sym) and fmt.bits == bits
 
 
@@ -57,7 +57,7 @@ def _misfit(weight: Weight) -> str:
     """Why a weight by itself does not fit; empty where it does."""
     if why := no_float16_groups(weight):
         return why
-    bits = _width(integers(weight).bits)
+    bits = width(integers(weight).bits)
     odd = next((n for n in weight.shape if n * bits % 32), None)
     return "" if odd is None else f"{odd} codes of {bits} bits are not whole words of 32"
 
@@ -107,7 +107,7 @@ def zero_points(tensor: QTensor) -> Tensor:
 
 def packed(tensor: QTensor, as_is: bool) -> dict[str, Tensor]:
     """The stored tensors of one Linear. ``as_is``: zero points as they are, rather than one less."""
-    scheme, bits = tensor.grid, _width(tensor.grid.format.bits)
+    scheme, bits = tensor.grid, width(tensor.grid.format.bits)
     zero = zero_points(tensor).T.contiguous()  # [G, O]
     return {
         "qweight": pack_rows(tensor.codes, bits).view(torch.int32).T,  # [O, I b / 32] -> [I b / 32, O]

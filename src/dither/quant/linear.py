@@ -6,14 +6,13 @@ a head read the quantized embedding that it is tied to. Their buffers carry the 
 exactly what is stored.
 
 A weight is decoded each time it is used, so a model takes the memory of its few bits. Over a window of tokens the decoding is a small part of
-the work. Where a model reads a few tokens at a time, linear layers on integer grids multiply the codes themselves (`kernels.packed_matmul`), which
+the work. Where a model reads a few tokens at a time, linear layers for which there is a kernel multiply the codes themselves (`cpu_products`), which
 costs the reading of their few bits; on a GPU they do so for any number of rows (`products`). For other layers `decoded` keeps decoded weights
 for a while.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,12 +21,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from dither import kernels
-from dither.formats import Int, QTensor, Scheme, WeightScheme
+from dither.formats import QTensor, Scheme, WeightScheme
 from dither.kernels.extension import extension
 from dither.kernels.gpu.presence import has_triton
+from dither.quant.cpu_products import Kind, Multiply, cpu_kind
 from dither.quant.inputs import InputRounding
-from dither.quant.products import FEW_ROWS, kernel_for, product
+from dither.quant.products import kernel_for, product
 
 
 class QuantWeight(nn.Module):
@@ -44,7 +43,7 @@ class QuantWeight(nn.Module):
         self.scheme, self.shape, self.dtype = scheme, tuple(shape), dtype
         self._keeps = False
         self._kept: Tensor | None = None
-        self._packed: kernels.PackedMatrix | None = None
+        self._product: Multiply | None = None
         for name, value in (tensors or QTensor.empty(scheme, self.shape, device="meta").tensors()).items():
             self.register_buffer(name, value)
 
@@ -75,23 +74,35 @@ class QuantWeight(nn.Module):
         self._keeps, self._kept = on, None
 
     @property
+    def cpu_kind(self) -> Kind | None:
+        """The kernel that multiplies the codes themselves on a CPU, by what is stored alone."""
+        return cpu_kind(self.scheme, None, self.shape[1])
+
+    @property
     def multiplies_codes(self) -> bool:
         """Whether products of a few rows need no decoded weight."""
-        codes = self._buffers.get("codes")
-        return codes is not None and codes.device.type == "cpu" and _multiplies_codes(self.scheme) and extension() is not None
+        return self.cpu_kind is not None and self.device.type == "cpu" and extension() is not None
 
-    def packed(self) -> kernels.PackedMatrix:
-        """The stored tensors as the kernel takes them, made once; beside them it holds the zero points, one byte a group."""
-        if self._packed is None:
-            held = self.qtensor()
-            fmt, size = held.grid.format, held.grid.blocks.columns(self.shape[1])
-            assert isinstance(fmt, Int)
-            zero = fmt.middle if fmt.sym else held.params["zero_point"].to(torch.uint8)
-            self._packed = kernels.PackedMatrix(held.stored["codes"], fmt.bits, held.stored["scale"], zero, size, self.shape[1])
-        return self._packed
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers(recurse=False)).device
+
+    def product(self, x: Tensor) -> Tensor | None:
+        """``x [..., I] -> x W_hat^T`` by a kernel that reads codes, or None where decoding the weight is faster, or is all that can be done."""
+        kind = self.cpu_kind
+        if kind is None or self._keeps or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        columns = self.shape[1]
+        if x.numel() == 0 or x.shape[-1] != columns or not kind.takes(x.numel() // columns):
+            return None
+        if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes:
+            return None
+        if self._product is None:
+            self._product = kind.product(self.qtensor())
+        return self._product(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._kept = self._packed = None
+        self._kept = self._product = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def check(self) -> None:
@@ -100,14 +111,14 @@ class QuantWeight(nn.Module):
 
     def restore_types(self) -> None:
         """Give floating buffers back the types they are stored in, after a loader that casts whole models (wider types lose nothing)."""
-        self._packed = None
+        self._product = None
         for name, like in QTensor.empty(self.scheme, self.shape, device="meta").tensors().items():
             if (buffer := self.get_buffer(name)).is_floating_point() and like.is_floating_point():
                 self._buffers[name] = buffer.to(like.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves between devices, but never changes what is stored: ``model.half()`` must not touch codes or scales."""
-        self._kept = self._packed = None
+        self._kept = self._product = None
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         for name, buffer in list(self.named_buffers(recurse=False)):
             moved = fn(buffer)
@@ -119,14 +130,6 @@ class QuantWeight(nn.Module):
         for name, parameter in list(self.named_parameters(recurse=False)):
             self._parameters[name] = nn.Parameter(fn(parameter), requires_grad=parameter.requires_grad)
         return self
-
-
-@functools.cache
-def _multiplies_codes(scheme: WeightScheme) -> bool:
-    """Whether weights are codes times plain scales, a group of a row at a time."""
-    if not isinstance(scheme, Scheme) or not isinstance(scheme.format, Int) or scheme.blocks.height != 1:
-        return False
-    return scheme.format.scale in ("float16", "bfloat16", "float32") and bool(scheme.format.sym or scheme.format.zero == "int")
 
 
 @contextmanager
@@ -144,7 +147,8 @@ def decoded(model: nn.Module, budget: int | None = None, *, few_rows: bool = Fal
     chosen = []
     for module in model.modules():
         rows_only = isinstance(module, QuantEmbedding) and module not in shared
-        quick = isinstance(module, QuantLinear) and ((few_rows and module.multiplies_codes) or module.on_gpu)
+        multiplied = isinstance(module, QuantLinear) or module in shared
+        quick = (few_rows and multiplied and module.multiplies_codes) or (isinstance(module, QuantLinear) and module.on_gpu)
         if isinstance(module, QuantWeight) and not rows_only and not quick and not module._keeps:
             need = size * torch.Size(module.shape).numel()
             if need <= left:
@@ -175,12 +179,17 @@ class QuantLinear(QuantWeight):
         super().__init__(scheme, (out_features, in_features), tensors, dtype)
         self.inputs = inputs
         self.kernel = kernel_for(scheme, inputs, in_features)
+        self._kind = cpu_kind(scheme, inputs, in_features)
         self.in_features, self.out_features = in_features, out_features
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @classmethod
     def replace(cls, tensor: QTensor, bias: Tensor | None) -> QuantLinear:
         return cls(tensor.scheme, tensor.shape[1], tensor.shape[0], bias, tensor.tensors())
+
+    @property
+    def cpu_kind(self) -> Kind | None:
+        return self._kind
 
     @property
     def on_gpu(self) -> bool:
@@ -191,22 +200,15 @@ class QuantLinear(QuantWeight):
     def forward(self, x: Tensor) -> Tensor:
         if not self._keeps and (x.is_cuda or torch.compiler.is_compiling()) and (y := product(self, x)) is not None:
             return y if self.bias is None else y + self.bias.to(x.dtype)
-        x = x if self.inputs is None else self.inputs(x)
-        if not self._keeps and self._is_short(x):
-            y = self.packed()(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
-            return y if self.bias is None else y + self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.dequantize(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-
-    def _is_short(self, x: Tensor) -> bool:
-        """Whether x is a few rows, which the codes themselves are multiplied with."""
-        return (
-            0 < x.numel() <= FEW_ROWS * self.in_features
-            and x.shape[-1] == self.in_features
-            and x.dtype in (torch.float32, torch.bfloat16)
-            and not (x.requires_grad and torch.is_grad_enabled())
-            and x.device.type == "cpu"
-            and self.multiplies_codes
-        )
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        late = self._kind is not None and self._kind.rounds  # the product rounds x itself
+        if self.inputs is not None and not late:
+            x = self.inputs(x)
+        if (y := self.product(x)) is not None:
+            return y if bias is None else y + bias
+        if self.inputs is not None and late:
+            x = self.inputs(x)
+        return nn.functional.linear(x, self.dequantize(x.dtype), bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.scheme}"
@@ -256,6 +258,8 @@ class SharedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if (y := self.embedding.product(x)) is not None:
+            return y if bias is None else y + bias
         return nn.functional.linear(x, self.embedding.dequantize(x.dtype), bias)
 
 

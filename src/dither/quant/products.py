@@ -4,7 +4,7 @@
     int8      weights of 8 bits, one scale a row; inputs rounded to symmetric int8, one scale a token
     float8    weights of e4m3, one scale a row or a tensor; inputs rounded to e4m3, one scale a token
 
-Everything else decodes its weight. On the CPU the C++ kernel is called directly (`QuantLinear.packed`), except while torch.compile or torch.export
+Everything else decodes its weight. On the CPU C++ kernels are called directly (`cpu_products`), except while torch.compile or torch.export
 trace: they see the operation `dither::packed_matmul`.
 """
 
@@ -18,13 +18,12 @@ from torch import Tensor
 from dither.formats import Float, Int, Scheme, WeightScheme
 from dither.kernels.gpu import presence
 from dither.kernels.gpu.packed_matmul import TYPES, supports
+from dither.quant.cpu_products import FEW_ROWS, PLAIN
 from dither.quant.inputs import InputRounding
 
 if TYPE_CHECKING:
     from dither.quant.linear import QuantLinear
 
-FEW_ROWS = 8  # up to which products with codes are faster on the CPU than decoding and multiplying
-PLAIN = ("float16", "bfloat16", "float32")  # scales that kernels read
 
 
 def kernel_for(scheme: WeightScheme, inputs: InputRounding | None, columns: int) -> str | None:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import ModelError
+from dither.quant.cpu_products import FEW_ROWS
 from dither.quant.kv import KNOWN, attention_modules
-from dither.quant.products import FEW_ROWS
 from dither.quant.stepping import Stepper
 from dither.serve.rows_cache import Attention, RowsCache, attention_configs, by_rows, make_growing
 

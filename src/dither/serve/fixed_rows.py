@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from dither.quant.cpu_products import FEW_ROWS
 from dither.quant.linear import QuantLinear, SharedLinear
-from dither.quant.products import FEW_ROWS
 
 
 def fix_rows(model: nn.Module) -> list[RemovableHandle]:
@@ -26,7 +26,8 @@ def fix_rows(model: nn.Module) -> list[RemovableHandle]:
     for module in model.modules():
         if _fill in module._forward_pre_hooks.values():
             continue
-        if isinstance(module, nn.Linear | Conv1D | SharedLinear) or (isinstance(module, QuantLinear) and not module.multiplies_codes):
+        stored = module.embedding if isinstance(module, SharedLinear) else module if isinstance(module, QuantLinear) else None
+        if isinstance(module, nn.Linear | Conv1D) or (stored is not None and not stored.multiplies_codes):
             handles += [module.register_forward_pre_hook(_fill), module.register_forward_hook(_cut)]
     return handles
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import ModelError
-from dither.quant.products import FEW_ROWS
+from dither.quant.cpu_products import FEW_ROWS
 from dither.quant.stepping import positions
 from dither.serve.alignment import Watch
 from dither.serve.batch import Batch, OneByOne, SideBySide

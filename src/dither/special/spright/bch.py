@@ -3,8 +3,8 @@
     S_j = sum_i k_i alpha^{i j},   j = 1, 3, .. 2 t - 1,   alpha primitive in GF(2^m),   m = ceil(log2(n + 1))
 
 tell apart all k of at most t bits, since two of them differ by less than the code's distance 2 t + 1. Even sums are squares, S_2j = S_j^2. Berlekamp
-and Massey's algorithm finds the polynomial Lambda(z) = prod (1 - alpha^i z) over the set bits i, whose zeros are then tried one by one. Cost a word: 2
-t^2 products in the field, and n t for the zeros. Sources: Bose and Ray-Chaudhuri, 1960; Hocquenghem, 1959; Massey, IEEE Trans. Information
+and Massey's algorithm finds the polynomial Lambda(z) = prod (1 - alpha^i z) over the set bits i, whose zeros are then tried one by one. Cost a
+word: 2 t^2 products in the field, and n t for the zeros. Sources: Bose and Ray-Chaudhuri, 1960; Hocquenghem, 1959; Massey, IEEE Trans. Information
 Theory 15, 1969.
 """
 
@@ -90,4 +90,5 @@ def _locators(s: Elements, products: Elements) -> Elements:
         last = np.where(longer, off, last)
         degree = np.where(longer, r + 1 - degree, degree)
         now = changed
-    return now[:, : count // 2 + 1]
+    found: Elements = now[:, : count // 2 + 1]
+    return found

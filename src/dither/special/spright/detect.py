@@ -114,10 +114,7 @@ class LowDegree(Mode):
 
     @classmethod
     def drawn(cls, n: int, p1: int | None, degree: int, exact: bool, generator: np.random.Generator) -> LowDegree:
-        if p1 is None and exact:
-            reference = np.zeros(1, dtype=np.uint64)
-        else:
-            reference = distinct(n, 10 if p1 is None else p1, generator)
+        reference = np.zeros(1, dtype=np.uint64) if p1 is None and exact else distinct(n, 10 if p1 is None else p1, generator)
         turned = reference[:, None] ^ bch.checks(n, degree)[None, :]
         return cls(n, np.concatenate([reference, turned.reshape(-1)]), len(reference), degree)
 

@@ -8,7 +8,8 @@ algorithm in another order. Two groups never look at the same time, so none peel
 A bin that a large coefficient dominates may pass with a wrong value; what is left of it shows up again elsewhere, and values add up. Where f is
 sparse only roughly, no bin is ever down to noise: there one passes as well whose energy falls by enough, |U - rho s_k|^2 < drop |U|^2.
 
-Source: 1508.06336, algorithm 1; the drop of energy, q-SFT (2301.06200). Cost: a detection for each bin that changed, P for each coefficient and group.
+Source: 1508.06336, algorithm 1; the drop of energy, q-SFT (2301.06200). Cost: a detection for each bin that changed, P for each coefficient and
+group.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ so with y = `fwht` (f), X = y / 2^n, and SNR = sum X^2 / sigma^2. Masks are unsi
 P offsets each (`hashing`, `detect`), then peeling (`peel`), then least squares on what was found (`refit`), again for what is left, at most `SWEEPS`
 times.
 
-Cost for K coefficients: C P B samples, C P B (b + 1) + K C P operations and the detections; B about K, P = n + 1 without noise, O(n) for ``so``,
-O(n) P1 for ``nso``: K log N samples where noise allows, K log^2 N in ``nso``; O(log n) where degrees are low. Recovery is likely, not sure: `SparseWHT.complete` says whether all
-bins were explained.
+Cost for K coefficients: C P B samples, C P B (b + 1) + K C P operations and the detections; B about K, P = n + 1 without noise, O(n) for ``so``, O(n)
+P1 for ``nso``: K log N samples where noise allows, K log^2 N in ``nso``; O(log n) where degrees are low. Recovery is likely, not sure:
+`SparseWHT.complete` says whether all bins were explained.
 
 Source: Li, Bradley, Pawar, Ramchandran, SPRIGHT, 2015 (1508.06336). Ours are the random hashes' rank check, the code of ``so``, thresholds for
 small P, and the refit.
@@ -122,11 +122,12 @@ def sparse_wht(
     ``max_queries`` allows it. ``sigma``: the standard deviation of noise in f, and of all that is not sparse; 0 trusts every digit (of float64;
     give 1e-6 of the scale for a float32 f); None estimates it.
 
-    ``mode``: 'noiseless' (the default for sigma 0), 'nso' (the default else), 'so' (fewest samples under noise), 'ml' (the slow reference, n <=
-    20), 'low_degree' (the default where ``degree`` is given). ``degree``: no coefficient joins more than so many bits, as in a tree of that depth;
-    then degree log2(n) parities do in place of n. ``p1``: random offsets (10 in nso and low_degree, 16 in so, 3 n in ml). ``groups``: C. ``hashing``: 'random', 'block' or 'overlap'. ``gamma``: a bin is
-    noise up to (1 + gamma) times its noise power; by default what P allows. ``drop``: a bin holds one coefficient also where taking it out leaves
-    less than this share of its energy, for an f that is sparse only roughly; by default a half where sigma is estimated, else 0. ``rounds``: of peeling, each sweep. ``seed``: of hashes and offsets.
+    ``mode``: 'noiseless' (the default for sigma 0), 'nso' (the default else), 'so' (fewest samples under noise), 'ml' (the slow reference, n <= 20),
+    'low_degree' (the default where ``degree`` is given). ``degree``: no coefficient joins more than so many bits, as in a tree of that depth; then
+    degree log2(n) parities do in place of n. ``p1``: random offsets (10 in nso and low_degree, 16 in so, 3 n in ml). ``groups``: C. ``hashing``:
+    'random', 'block' or 'overlap'. ``gamma``: a bin is noise up to (1 + gamma) times its noise power; by default what P allows. ``drop``: a bin holds
+    one coefficient also where taking it out leaves less than this share of its energy, for an f that is sparse only roughly; by default a half where
+    sigma is estimated, else 0. ``rounds``: of peeling, each sweep. ``seed``: of hashes and offsets.
 
     Raises ValueError, naming the argument, for values outside of these, n outside of 1 .. 63, an array whose length is not 2^n, k above 2^n / 4,
     blocks that do not fit, p1 < 1 or more offsets than masks, and an f that returns another shape, no numbers, NaN or inf. Recovery that fails is

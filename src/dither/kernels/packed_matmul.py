@@ -12,11 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dither.kernels.caches import cache_bytes
 from dither.kernels.checks import check, check_bits
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.packed_matmul_reference import packed_matmul_reference
 from dither.kernels.packing import packed_stride
 
+FEW_ROWS = 8  # of x: up to so many, reading the weights takes the time
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -60,6 +62,12 @@ class PackedMatrix:
         if native is None:
             return packed_matmul_reference(x, self.packed, self.bits, self.scale, self.zero, self.group)
         exact = x.dtype == torch.float32
+        if x.shape[0] > FEW_ROWS:
+            y = torch.empty(x.shape[0], self._rows, dtype=x.dtype)
+            native.packed_gemm(
+                *self._weights, x.data_ptr(), x.shape[0], not exact, y.data_ptr(), cache_bytes(1), cache_bytes(2), isa(), threads()
+            )  # fmt: skip
+            return y
         wide, y = x if exact else x.float(), torch.empty(x.shape[0], self._rows)
         native.packed_matmul(*self._weights, wide.data_ptr(), x.shape[0], exact, y.data_ptr(), isa(), threads())
         return y if exact else y.to(x.dtype)

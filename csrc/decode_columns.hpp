@@ -1,36 +1,45 @@
-// Columns [first, last) of one packed row to float32 or bfloat16, written once for every vector type. Codes [c, c + L) of a row start at a whole byte
-// where c is a multiple of L, for L b is a multiple of 8; `Unpack` (unpack_*.hpp) turns the bytes there into L numbers. What lies before the first and
-// behind the last such code of a group goes one by one.
+// Columns [first, last) of one packed row to float32 or bfloat16, written once for every vector type: L codes at a time, which start at a whole byte where
+// their first column is a multiple of L, for L b is a multiple of 8. `Unpack` (unpack_*.hpp) holds the scale and zero point of every lane:
+//     group(scale, zero)       of all lanes
+//     from(lane, scale, zero)  of `lane` and those behind it: where a group ends among the L codes; then `store_mixed` once, and `group` again
+//     store(source, to)        the L codes that start at `source`
 #pragma once
 
 #include <cstring>
 
-#include "bfloat16.hpp"
 #include "packing.hpp"
 
 namespace {
 
-inline void put_one(float* to, float x) { *to = x; }
-inline void put_one(uint16_t* to, float x) { *to = to_bfloat16(x); }
-
-// `row`: its first byte; nothing at or behind `end` is read. scale_of(g), zero_of(g): of the row's groups.
+// `row`: its first byte; nothing at or behind `end` is read. `first`: a multiple of L. scale_of(g), zero_of(g): of the row's groups.
 template <class Unpack, class T, class Scale, class Zero>
 void decode_columns(Unpack& unpack, int bits, const uint8_t* row, const uint8_t* end, int64_t group, int64_t first, int64_t last, Scale scale_of,
                     Zero zero_of, T* to) {
-    constexpr int L = Unpack::lanes;
-    to -= first;  // to[i] is column i
-    for (int64_t g = first / group, i = first; i < last; ++g) {
-        const float scale = scale_of(g), zero = zero_of(g);
-        const int64_t until = (g + 1) * group < last ? (g + 1) * group : last;
-        for (; i < until && i % L != 0; ++i) put_one(to + i, scale * (code_at(row, end, i, bits) - zero));
-        if (i + L <= until) {
-            unpack.group(scale, zero);
-            for (const uint8_t* bytes = row + i / 8 * bits; i + L <= until; i += L, bytes += L / 8 * bits) {
-                uint8_t tail[Unpack::reach];
-                unpack.store(readable(bytes, end, tail), to + i);
-            }
+    constexpr int L = Unpack::lanes, step = L / 8;  // bytes of L codes of one bit
+    const auto source = [&](int64_t i, uint8_t (&tail)[Unpack::reach]) { return readable(row + i / L * (step * bits), end, tail); };
+    uint8_t tail[Unpack::reach];
+    int64_t g = first / group, i = first;
+    while (i < last) {
+        int64_t until = (g + 1) * group;  // the first column behind the group
+        unpack.group(scale_of(g), zero_of(g));
+        for (; i + L <= until && i + L <= last; i += L, to += L) unpack.store(source(i, tail), to);
+        if (until == i) ++g;
+        if (until == i || i >= last) continue;
+        const int64_t stop = i + L < last ? i + L : last;
+        for (; until < stop; until += group) {
+            ++g;
+            unpack.from(static_cast<int>(until - i), scale_of(g), zero_of(g));
         }
-        for (; i < until; ++i) put_one(to + i, scale * (code_at(row, end, i, bits) - zero));
+        if (until == i + L) ++g;
+        if (i + L <= last) {
+            unpack.store_mixed(source(i, tail), to);
+        } else {
+            T some[L];
+            unpack.store_mixed(source(i, tail), some);
+            std::memcpy(to, some, sizeof(T) * (last - i));
+        }
+        i += L;
+        to += L;
     }
 }
 

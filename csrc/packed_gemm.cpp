@@ -10,7 +10,9 @@ namespace dither {
 
 namespace {
 
-constexpr int64_t most_tokens = 1024;  // that go together: decoding again for the next ones costs little, and their sums stay in the caches
+constexpr int64_t most_tokens = 512;  // that go together: a block of them and a strip's sums stay in the second cache; the next ones decode again
+
+constexpr int64_t alone = 1 << 16;     // lanes of x that one thread packs before others have woken
 
 GemmKernel choose([[maybe_unused]] const PackedGemm& p, Isa isa) {
     switch (isa) {
@@ -47,14 +49,14 @@ struct Plan {
 Plan planned(const PackedGemm& p, const GemmKernel& kernel, int64_t tokens, int threads) {
     Plan plan{};
     plan.lanes = divide_up(p.columns, kernel.columns_a_lane);
-    // a tile's panels take two thirds of the first cache, x and sums pass through the rest
-    const int64_t deepest = std::clamp<int64_t>(p.l1 * 2 / 3 / (kernel.tile_panels * gemm_panel * 4) / gemm_panel * gemm_panel, 64, 256);
+    // a tile's panels take three fifths of the first cache, x and sums pass through the rest
+    const int64_t deepest = std::clamp<int64_t>(p.l1 * 3 / 5 / (kernel.tile_panels * gemm_panel * 4) / gemm_panel * gemm_panel, 64, 256);
     plan.depth = divide_up(divide_up(plan.lanes, divide_up(plan.lanes, deepest)), gemm_panel) * gemm_panel;
     plan.blocks = divide_up(plan.lanes, plan.depth);
     plan.tokens = tokens;
     plan.panels = divide_up(p.rows, gemm_panel);
-    // a strip's sums take a quarter of the second cache
-    const int64_t widest = std::clamp<int64_t>(p.l2 / 4 / (tokens * gemm_panel * 4), kernel.tile_panels, 32);
+    // a strip's sums take an eighth of the second cache, most of which holds the block of x
+    const int64_t widest = std::clamp<int64_t>(p.l2 / 8 / (tokens * gemm_panel * 4), kernel.tile_panels, 32);
     plan.strips = std::min(plan.panels, divide_up(divide_up(plan.panels, widest), threads) * threads);
     plan.slices = std::clamp<int64_t>(threads / plan.strips, 1, divide_up(tokens, 64));
     return plan;
@@ -118,17 +120,15 @@ void packed_gemm(const PackedGemm& p, Isa isa, int threads) {
         const std::size_t rows = sizeof(float) * gemm_panel * plan.depth, panels = kernel.tile_panels * rows;
         const Scratch memory = allocate((sums + rows + panels) * threads);
         std::atomic<int64_t> task = 0;
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp for schedule(static)
-            for (int64_t t = 0; t < plan.tokens; ++t) pack_row(p, kernel, plan, first, t, packed);
-#pragma omp for schedule(static)
-            for (int thread = 0; thread < threads; ++thread) {
-                char* const own = memory.get() + (sums + rows + panels) * thread;
-                for (int64_t i; (i = task++) < plan.strips * plan.slices;)
-                    multiply(p, kernel, plan, first, i / plan.slices, i % plan.slices, packed, reinterpret_cast<float*>(own),
-                             reinterpret_cast<float*>(own + sums), reinterpret_cast<float*>(own + sums + rows));
-            }
+        const int packers = plan.tokens * plan.lanes < alone ? 1 : threads;
+#pragma omp parallel for schedule(static) num_threads(packers)
+        for (int64_t t = 0; t < plan.tokens; ++t) pack_row(p, kernel, plan, first, t, packed);
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int thread = 0; thread < threads; ++thread) {
+            char* const own = memory.get() + (sums + rows + panels) * thread;
+            for (int64_t i; (i = task++) < plan.strips * plan.slices;)
+                multiply(p, kernel, plan, first, i / plan.slices, i % plan.slices, packed, reinterpret_cast<float*>(own),
+                         reinterpret_cast<float*>(own + sums), reinterpret_cast<float*>(own + sums + rows));
         }
     }
 }

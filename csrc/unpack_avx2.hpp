@@ -1,4 +1,4 @@
-// Eight codes of one group to float32 or bfloat16: scale (code - zero), rounded once more for bfloat16. Include only in files compiled for AVX2.
+// Eight codes to float32 or bfloat16: scale (code - zero), rounded once more for bfloat16. Include only in files compiled for AVX2.
 #pragma once
 
 #include "codes_avx2.hpp"
@@ -13,6 +13,11 @@ struct Unpack : Codes {
         scale = _mm256_set1_ps(s);
         zero = _mm256_set1_ps(z);
     }
+    void from(int lane, float s, float z) {
+        const __m256 there = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8), _mm256_set1_epi32(lane)));
+        scale = _mm256_blendv_ps(scale, _mm256_set1_ps(s), there);
+        zero = _mm256_blendv_ps(zero, _mm256_set1_ps(z), there);
+    }
     __m256 values(const uint8_t* source) const { return _mm256_mul_ps(scale, _mm256_sub_ps(floats(source), zero)); }
     void store(const uint8_t* source, float* to) const { _mm256_storeu_ps(to, values(source)); }
     void store(const uint8_t* source, uint16_t* to) const {
@@ -22,6 +27,8 @@ struct Unpack : Codes {
         const __m128i eight = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), eight);
     }
+    template <class T>
+    void store_mixed(const uint8_t* source, T* to) const { store(source, to); }
 };
 
 }  // namespace

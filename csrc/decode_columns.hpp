@@ -15,14 +15,18 @@ namespace {
 template <class Unpack, class T, class Scale, class Zero>
 void decode_columns(Unpack& unpack, int bits, const uint8_t* row, const uint8_t* end, int64_t group, int64_t first, int64_t last, Scale scale_of,
                     Zero zero_of, T* to) {
-    constexpr int L = Unpack::lanes, step = L / 8;  // bytes of L codes of one bit
-    const auto source = [&](int64_t i, uint8_t (&tail)[Unpack::reach]) { return readable(row + i / L * (step * bits), end, tail); };
+    constexpr int64_t L = Unpack::lanes;
+    const int64_t step = L / 8 * bits;
+    const uint8_t* bytes = row + first / L * step;
+    const uint8_t* const far = end - Unpack::reach;  // up to here a vector may be read
     uint8_t tail[Unpack::reach];
     int64_t g = first / group, i = first;
     while (i < last) {
         int64_t until = (g + 1) * group;  // the first column behind the group
         unpack.group(scale_of(g), zero_of(g));
-        for (; i + L <= until && i + L <= last; i += L, to += L) unpack.store(source(i, tail), to);
+        const int64_t whole = (until < last ? until : last) - L;
+        for (; i <= whole && bytes <= far; i += L, bytes += step, to += L) unpack.store(bytes, to);
+        for (; i <= whole; i += L, bytes += step, to += L) unpack.store(padded(bytes, end, tail), to);
         if (until == i) ++g;
         if (until == i || i >= last) continue;
         const int64_t stop = i + L < last ? i + L : last;
@@ -31,14 +35,16 @@ void decode_columns(Unpack& unpack, int bits, const uint8_t* row, const uint8_t*
             unpack.from(static_cast<int>(until - i), scale_of(g), zero_of(g));
         }
         if (until == i + L) ++g;
+        const uint8_t* const source = bytes <= far ? bytes : padded(bytes, end, tail);
         if (i + L <= last) {
-            unpack.store_mixed(source(i, tail), to);
+            unpack.store_mixed(source, to);
         } else {
             T some[L];
-            unpack.store_mixed(source(i, tail), some);
+            unpack.store_mixed(source, some);
             std::memcpy(to, some, sizeof(T) * (last - i));
         }
         i += L;
+        bytes += step;
         to += L;
     }
 }

@@ -1,5 +1,5 @@
 // packed_gemm.hpp for Python. Memory comes as addresses, as in packed_matmul: shapes, types and density are checked in
-// dither/kernels/packed_matmul.py, which holds the tensors. scale_type: 0 float32, 1 float16, 2 bfloat16; zero: 0 for none.
+// dither/kernels/packed_matmul.py, which holds the tensors. scale_type: 0 float32, 1 float16, 2 bfloat16; zero: 0 for none; way: 0, or what a test wants.
 #include "bindings.hpp"
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace dither {
 namespace {
 
 void bound_packed_gemm(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, uintptr_t zero, float middle,
-                       int64_t group, uintptr_t x, int64_t tokens, bool bfloat16, uintptr_t y, int64_t l1, int64_t l2, const char* isa, int threads) {
+                       int64_t group, uintptr_t x, int64_t tokens, bool bfloat16, uintptr_t y, int64_t l1, int64_t l2, int way, const char* isa, int threads) {
     PackedGemm p{};
     p.rows = rows;
     p.columns = columns;
@@ -29,6 +29,7 @@ void bound_packed_gemm(uintptr_t packed, int64_t rows, int64_t columns, int bits
     p.y = reinterpret_cast<void*>(y);
     p.l1 = l1;
     p.l2 = l2;
+    p.way = static_cast<GemmWay>(way);
     const Isa chosen = parse_isa(isa);
     nb::gil_scoped_release release;
     packed_gemm(p, chosen, threads);

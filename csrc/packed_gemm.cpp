@@ -14,13 +14,16 @@ constexpr int64_t most_tokens = 512;  // that go together: a block of them and a
 
 constexpr int64_t alone = 1 << 16;     // lanes of x that one thread packs before others have woken
 
-GemmKernel choose([[maybe_unused]] const PackedGemm& p, Isa isa) {
+GemmKernel choose(const PackedGemm& p, Isa isa) {
+    if (p.bfloat16 && p.way == GemmWay::emulated) return gemm_kernel_emulated();
     switch (isa) {
 #ifdef DITHER_X86
         case Isa::avx512: {
-            if (!p.bfloat16 || !has_avx512_bf16()) return gemm_kernel_avx512();
+            if (!p.bfloat16 || !has_avx512_bf16() || p.way == GemmWay::widened) return gemm_kernel_avx512();
             GemmKernel kernel = gemm_kernel_avx512bf16();
+            if (p.way == GemmWay::pairs) return kernel;
             if (has_avx512_vbmi()) kernel.decode = gemm_decode_avx512vbmi(p.bits);
+            if (has_amx_bf16()) kernel.tile = gemm_tile_amx();
             return kernel;
         }
         case Isa::avx2: return gemm_kernel_avx2();

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dither.kernels import PackedMatrix, dequantize_affine, packed_matmul
+from dither.kernels import PackedMatrix, cache_bytes, dequantize_affine, packed_matmul
 from dither.kernels.extension import extension
 from kernels.test_packed_matmul import WIDTHS, problem, truth
 
@@ -158,6 +162,93 @@ def test_sizes_of_nothing_and_groups_longer_than_a_row(path: str) -> None:
     assert packed_matmul(x, packed[:0], 4, scale[:0], zero[:0], 64).shape == (10, 0)
 
 
+WAYS = {"widened": 1, "pairs": 2, "emulated": 3}  # of bfloat16, as csrc/packed_gemm.hpp numbers them
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    """What this processor would not choose by itself; skips the test where it has no such way."""
+    native = extension()
+    if native is None:
+        pytest.skip("the C++ extension is not installed")
+    if request.param == "pairs" and not native.has_avx512_bf16():
+        pytest.skip("this processor has no AVX512_BF16")
+    return str(request.param)
+
+
+def product(way: str, x: Tensor, held: PackedMatrix) -> Tensor:
+    native, y = extension(), torch.empty(x.shape[0], held.packed.shape[0], dtype=x.dtype)
+    assert native is not None
+    caches = cache_bytes(1), cache_bytes(2)
+    native.packed_gemm(*held._weights, x.data_ptr(), len(x), True, y.data_ptr(), *caches, WAYS[way], "", torch.get_num_threads())
+    return y
+
+
+@WIDTHS
+@pytest.mark.parametrize(
+    ("rows", "columns", "group", "tokens"),
+    [(16, 32, 32, 16), (65, 576, 64, 13), (33, 300, 100, 32), (17, 257, 13, 47), (50, 40, 8, 33), (1, 1, 1, 9), (70, 900, 64, 100)],
+)
+def test_ways_that_other_processors_take(way: str, bits: int, rows: int, columns: int, group: int, tokens: int) -> None:
+    """AVX-512 without bfloat16 products, without VBMI, and AMX as its manual describes it, in plain C++."""
+    _, packed, scale, zero, x = problem(rows, columns, bits, group, tokens)
+    x = x.bfloat16()
+    check(product(way, x, PackedMatrix(packed, bits, scale, zero, group, columns)), packed, bits, scale, zero, group, x)
+
+
+def test_on_other_ways_too_a_row_is_the_same_among_any_others(way: str) -> None:
+    _, packed, scale, zero, x = problem(70, 576, 4, 64, 60)
+    x, held = x.bfloat16(), PackedMatrix(packed, 4, scale, zero, 64, 576)
+    whole = product(way, x, held)
+    for first, last in ((0, 9), (3, 20), (9, 41), (59, 60)):
+        assert torch.equal(product(way, x[first:last], held), whole[first:last])
+    torch.set_num_threads(3)
+    assert torch.equal(product(way, x, held), whole)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_panels_are_the_same_with_and_without_vbmi(bits: int) -> None:
+    native = extension()
+    if native is None or not native.has_avx512_bf16():
+        pytest.skip("this processor has no AVX512_BF16")
+    _, packed, scale, zero, x = problem(40, 300, bits, 50, 20)
+    x, held = x.bfloat16(), PackedMatrix(packed, bits, scale, zero, 50, 300)
+    if native.has_amx_bf16():
+        pytest.skip("with AMX sums are in another order")
+    assert torch.equal(product("pairs", x, held), held(x))
+
+
+def test_amx_finds_its_configurations_in_memory() -> None:
+    """ldtilecfg reads 64 bytes, of which compilers know eight: they must lie among constants, complete, and not be built on the stack before it."""
+    native = extension()
+    objdump = shutil.which("objdump")
+    if native is None or objdump is None or platform.machine() != "x86_64":
+        pytest.skip("no extension for x86-64, or no objdump")
+
+    def dump(*options: str) -> str:
+        return subprocess.run([objdump, *options, native.__file__], capture_output=True, text=True, check=True).stdout
+
+    code = dump("-d", "--no-show-raw-insn").splitlines()
+    for name in ("tileloadd", "tdpbf16ps", "tilestored", "tilerelease"):
+        assert any(name in line for line in code)
+    places = [i for i, line in enumerate(code) if "ldtilecfg" in line]
+    assert places
+    for place in places:
+        base = re.search(r"ldtilecfg\s+\(%(\w+),%\w+,1\)", code[place])
+        assert base is not None, code[place]
+        loads = [line for line in code[place - 40 : place] if re.search(rf"lea\s+.*%{base[1]}\b", line)]
+        address = int(re.search(r"# ([0-9a-f]+)", loads[-1])[1], 16)  # type: ignore[index]
+        constants = dump("-s", f"--start-address={address}", f"--stop-address={address + 33 * 64}")
+        rows = re.findall(r"^ [0-9a-f]+ ((?:[0-9a-f]+ ){1,4})", constants, re.MULTILINE)
+        table = bytes.fromhex("".join(rows).replace(" ", ""))
+        for count in range(1, 33):
+            config = table[64 * count : 64 * (count + 1)]
+            first, second = min(count, 16), count - 16 if count > 16 else 16
+            assert config[:16] == bytes([1]) + bytes(15)
+            assert config[16:48] == bytes([64, 0] * 8) + bytes(16)
+            assert config[48:] == bytes([first, first, second, second, first, second, 16, 16]) + bytes(8)
+
+
 def peak() -> int:
     """The most memory that this process has held since `forget`, in bytes."""
     status = Path("/proc/self/status").read_text()
@@ -165,16 +256,18 @@ def peak() -> int:
 
 
 def forget() -> None:
+    """What was freed goes back to the system, and the most is what there is now."""
     try:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    except (AttributeError, OSError):
         pytest.skip("the system does not tell how much memory was in use")
 
 
 def test_no_decoded_weight_is_held() -> None:
     if extension() is None:
         pytest.skip("the C++ extension is not installed")
-    _, packed, scale, zero, x = problem(4096, 4160, 4, 64, 16)  # decoded, 33 MiB: more than malloc keeps for later
+    _, packed, scale, zero, x = problem(4096, 4160, 4, 64, 16)
     held, narrow = PackedMatrix(packed, 4, scale, zero, 64, 4160), x.bfloat16()
     decoded = 2 * 4096 * 4160
     forget()

@@ -74,7 +74,7 @@ class PackedMatrix:
         if tokens > FEW_ROWS:
             y = torch.empty(tokens, self._rows, dtype=x.dtype)
             caches = cache_bytes(1), cache_bytes(2)
-            native.packed_gemm(*self._weights, x.data_ptr(), tokens, not exact, y.data_ptr(), *caches, isa(), threads())
+            native.packed_gemm(*self._weights, x.data_ptr(), tokens, not exact, y.data_ptr(), *caches, 0, isa(), threads())
             return y
         wide, y = x if exact else x.float(), torch.empty(tokens, self._rows)
         native.packed_matmul(*self._weights, wide.data_ptr(), tokens, exact, y.data_ptr(), isa(), threads())

@@ -10,9 +10,9 @@ namespace dither {
 
 namespace {
 
-constexpr int64_t most_tokens = 512;  // that go together: a block of them and a strip's sums stay in the second cache; the next ones decode again
-
-constexpr int64_t alone = 1 << 16;     // lanes of x that one thread packs before others have woken
+constexpr int64_t most_a_slice = 512;     // rows of x: a block of them and a strip's sums stay in the second cache; each slice decodes anew
+constexpr int64_t most_packed = 1 << 19;  // lanes of x that are packed at a time, or a slice: what was just written is still near
+constexpr int64_t alone = 1 << 16;        // lanes of x that one thread packs before others have woken
 
 GemmKernel choose(const PackedGemm& p, Isa isa) {
     if (p.bfloat16 && p.way == GemmWay::emulated) return gemm_kernel_emulated();
@@ -39,7 +39,7 @@ struct Plan {
     int64_t lanes, depth, blocks;  // of x and W; of a block; blocks
     int64_t tokens;                // of this call
     int64_t panels, strips;        // of W; parts of W that threads take one at a time
-    int64_t slices;                // parts of x, where there are more threads than strips
+    int64_t slices;                // parts of x, likewise: more than tokens ask for where there are more threads than strips
 
     int64_t depth_of(int64_t block) const { return block + 1 < blocks ? depth : divide_up(lanes - block * depth, gemm_panel) * gemm_panel; }
     int64_t padded() const { return (blocks - 1) * depth + depth_of(blocks - 1); }  // lanes of a packed row
@@ -59,9 +59,9 @@ Plan planned(const PackedGemm& p, const GemmKernel& kernel, int64_t tokens, int 
     plan.tokens = tokens;
     plan.panels = divide_up(p.rows, gemm_panel);
     // a strip's sums take an eighth of the second cache, most of which holds the block of x
-    const int64_t widest = std::clamp<int64_t>(p.l2 / 8 / (tokens * gemm_panel * 4), kernel.tile_panels, 32);
+    const int64_t widest = std::clamp<int64_t>(p.l2 / 8 / (std::min(tokens, most_a_slice) * gemm_panel * 4), kernel.tile_panels, 32);
     plan.strips = std::min(plan.panels, divide_up(divide_up(plan.panels, widest), threads) * threads);
-    plan.slices = std::clamp<int64_t>(threads / plan.strips, 1, divide_up(tokens, 64));
+    plan.slices = std::max(divide_up(tokens, most_a_slice), std::min(threads / plan.strips, divide_up(tokens, 64)));
     return plan;
 }
 
@@ -112,6 +112,7 @@ void packed_gemm(const PackedGemm& p, Isa isa, int threads) {
         return;
     }
     const GemmKernel kernel = choose(p, isa);
+    const int64_t most_tokens = std::max(most_a_slice, most_packed / divide_up(p.columns, kernel.columns_a_lane) / most_a_slice * most_a_slice);
     const Plan largest = planned(p, kernel, std::min(p.tokens, most_tokens), threads);
     const Scratch x = allocate(sizeof(float) * largest.tokens * largest.padded());
     float* const packed = reinterpret_cast<float*>(x.get());
@@ -130,7 +131,7 @@ void packed_gemm(const PackedGemm& p, Isa isa, int threads) {
         for (int thread = 0; thread < threads; ++thread) {
             char* const own = memory.get() + (sums + rows + panels) * thread;
             for (int64_t i; (i = task++) < plan.strips * plan.slices;)
-                multiply(p, kernel, plan, first, i / plan.slices, i % plan.slices, packed, reinterpret_cast<float*>(own),
+                multiply(p, kernel, plan, first, i % plan.strips, i / plan.strips, packed, reinterpret_cast<float*>(own),
                          reinterpret_cast<float*>(own + sums), reinterpret_cast<float*>(own + sums + rows));
         }
     }

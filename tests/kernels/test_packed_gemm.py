@@ -62,7 +62,7 @@ def test_against_float64(path: str, bits: int, rows: int, columns: int, group: i
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("tokens", "rows", "columns"), [(1025, 40, 160), (100, 576, 1536)])
+@pytest.mark.parametrize(("tokens", "rows", "columns"), [(1100, 40, 4200), (700, 40, 160), (100, 576, 1536)])
 def test_more_rows_than_go_together_and_real_shapes(path: str, tokens: int, rows: int, columns: int, dtype: torch.dtype) -> None:
     _, packed, scale, zero, x = problem(rows, columns, 4, 64, tokens)
     x = x.to(dtype)

@@ -8,7 +8,7 @@ two bfloat16 numbers, which is right to 2^-16 of each product.
 
 **From 9 rows on** it is that of the products: ``2 T O I`` operations. A few panels of the weight at a time are decoded into the first cache, where
 all rows of x pass by. With AVX512_BF16 a bfloat16 x meets weights rounded to bfloat16, those of `dequantize_affine`, in bfloat16 products; otherwise
-everything is float32, on AVX-512, AVX2 or neither. Beside x and y, memory holds a copy of up to 512 rows of x.
+everything is float32, on AVX-512, AVX2 or neither. Beside x and y, memory holds a copy of some rows of x: 512 of them, or 2 MiB.
 
 Sums are float32. A row of y depends on that row of x alone, not on the rows beside it, how many they are (up to 8, or from 9 on) or the number of
 threads, to the last bit.

@@ -19,4 +19,7 @@ bool has_avx512_bf16();
 // vpermb: any bytes of a vector in any order.
 bool has_avx512_vbmi();
 
+// Tiles of bfloat16, which Linux lends to a process that asks for them.
+bool has_amx_bf16();
+
 }  // namespace dither

@@ -6,19 +6,12 @@
 #include <cstdint>
 
 #include "cpu.hpp"
+#include "packed_weights.hpp"
 
 namespace dither {
 
-enum class ScaleStorage { float32, float16, bfloat16 };
-
-struct PackedMatmul {
-    int64_t rows, columns, group, groups, tokens;  // O, I, g, G = ceil(I / g), T
-    int bits;
-    const uint8_t* packed;  // [O, packed_stride(I, bits)]
-    const void* scale;      // [O, G]
-    ScaleStorage scale_type;
-    const uint8_t* zero;  // [O, G], or nullptr: `middle` for all
-    float middle;
+struct PackedMatmul : PackedWeights {
+    int64_t tokens;     // T
     const float* x;     // [T, I]
     const float* sums;  // [T, G], of x over each group; made by `packed_matmul`
     const void* ready;  // x as the kernel wants it (`PackedKernel::prepare`)

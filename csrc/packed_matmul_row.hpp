@@ -2,19 +2,12 @@
 // Groups that are no multiple of L, and the last columns, go one by one.
 #pragma once
 
-#include <bit>
 #include <cstring>
 
 #include "packed_matmul.hpp"
 #include "packing.hpp"
 
 namespace {
-
-inline float from_half(uint16_t h) {  // any finite one
-    const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
-    const float magnitude = std::bit_cast<float>(rest << 13) * 0x1p112f;  // the exponent's bias moves from 15 to 127; subnormals come out right
-    return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
-}
 
 inline void read_scales(const dither::PackedMatmul& p, int64_t o, float* to) {
     const int64_t first = o * p.groups;
@@ -25,7 +18,7 @@ inline void read_scales(const dither::PackedMatmul& p, int64_t o, float* to) {
             break;
         case dither::ScaleStorage::bfloat16:
             for (int64_t g = 0; g < p.groups; ++g)
-                to[g] = std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(p.scale)[first + g]) << 16);
+                to[g] = from_bfloat16(static_cast<const uint16_t*>(p.scale)[first + g]);
     }
 }
 

@@ -1,10 +1,17 @@
-"""Products of a few rows with packed weights: what a layer does when a model reads one token at a time.
+"""Products with packed weights: what a layer of few-bit weights does with its inputs, whether they are a token or a prompt.
 
     y[t, o] = sum_i scale[o, g] (code[o, i] - zero[o, g]) x[t, i],   g = i // group
 
-One C++ call that reads each weight once, ``bits / 8`` bytes, decodes it in registers and writes it nowhere: time is that of reading the weights from
-memory, up to some eight rows. Sums are float32. Codes of 2, 4 and 8 bits take bfloat16 products (each exact) on processors with
-AVX512_BF16; there a float32 x enters as the sum of two bfloat16 numbers, which is right to 2^-16 of each product.
+**Up to 8 rows** the time is that of reading the weights from memory: one C++ call reads each once, ``bits / 8`` bytes, decodes it in registers and
+writes it nowhere. Codes of 2, 4 and 8 bits take bfloat16 products (each exact) on processors with AVX512_BF16; there a float32 x enters as the sum of
+two bfloat16 numbers, which is right to 2^-16 of each product.
+
+**From 9 rows on** it is that of the products: ``2 T O I`` operations. A few panels of the weight at a time are decoded into the first cache, where
+all rows of x pass by. With AVX512_BF16 a bfloat16 x meets weights rounded to bfloat16, those of `dequantize_affine`, in bfloat16 products; otherwise
+everything is float32, on AVX-512, AVX2 or neither. Beside x and y, memory holds a copy of some rows of x: 512 of them, or 2 MiB.
+
+Sums are float32. A row of y depends on that row of x alone, not on the rows beside it, how many they are (up to 8, or from 9 on) or the number of
+threads, to the last bit.
 """
 
 from __future__ import annotations
@@ -12,10 +19,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dither.kernels.caches import cache_bytes
 from dither.kernels.checks import check, check_bits
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.packed_matmul_reference import packed_matmul_reference
 from dither.kernels.packing import packed_stride
+
+FEW_ROWS = 8
+"""Rows of x up to which the reading of weights takes the time; above, products do."""
 
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -59,7 +70,12 @@ class PackedMatrix:
         native = extension() if x.device.type == "cpu" else None
         if native is None:
             return packed_matmul_reference(x, self.packed, self.bits, self.scale, self.zero, self.group)
-        exact = x.dtype == torch.float32
-        wide, y = x if exact else x.float(), torch.empty(x.shape[0], self._rows)
-        native.packed_matmul(*self._weights, wide.data_ptr(), x.shape[0], exact, y.data_ptr(), isa(), threads())
+        tokens, exact = x.shape[0], x.dtype == torch.float32
+        if tokens > FEW_ROWS:
+            y = torch.empty(tokens, self._rows, dtype=x.dtype)
+            caches = cache_bytes(1), cache_bytes(2)
+            native.packed_gemm(*self._weights, x.data_ptr(), tokens, not exact, y.data_ptr(), *caches, 0, isa(), threads())
+            return y
+        wide, y = x if exact else x.float(), torch.empty(tokens, self._rows)
+        native.packed_matmul(*self._weights, wide.data_ptr(), tokens, exact, y.data_ptr(), isa(), threads())
         return y if exact else y.to(x.dtype)

@@ -5,10 +5,9 @@ Embedding; `attach` gives any other module (convolutions, stacks of experts) a p
 a head read the quantized embedding that it is tied to. Their buffers carry the names of ``QTensor.tensors()``, so a module's state dict is
 exactly what is stored.
 
-A weight is decoded each time it is used, so a model takes the memory of its few bits. Over a window of tokens the decoding is a small part of
-the work. Where a model reads a few tokens at a time, linear layers for which there is a kernel multiply the codes themselves (`cpu_products`), which
-costs the reading of their few bits; on a GPU they do so for any number of rows (`products`). For other layers `decoded` keeps decoded weights
-for a while.
+Linear layers for which there is a kernel multiply the codes themselves, on the CPU (`cpu_products`) and on a GPU (`products`), for any number of
+rows. Other weights are decoded each time they are used, so a model takes the memory of its few bits; over a window of tokens the decoding is a small
+part of the work. `decoded` keeps decoded weights for a while.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ class QuantWeight(nn.Module):
 
     @property
     def multiplies_codes(self) -> bool:
-        """Whether products of a few rows need no decoded weight."""
+        """Whether products need no decoded weight, of a few rows at least."""
         return self.cpu_kind is not None and self.device.type == "cpu" and extension() is not None
 
     @property
@@ -137,7 +136,8 @@ def decoded(model: nn.Module, budget: int | None = None, *, few_rows: bool = Fal
     """Within it, few-bit layers of ``model`` keep their weights once decoded, so that a call costs what the float layer costs. ``few_rows``: calls
     are of a few tokens; linear layers that multiply codes stay as they are.
 
-    Results are the same to the last bit. Memory: up to 4 bytes a weight (2 in a model of bfloat16 or float16), for the first layers that
+    Results are those of torch's products with the decoded weight: for layers that decode outside too the same to the last bit, for those that
+    multiply codes up to the order of sums. Memory: up to 4 bytes a weight (2 in a model of bfloat16 or float16), for the first layers that
     fit ``budget`` bytes (None: half of the memory that is free now); the others decode at each call, as they do outside, and embeddings
     that no head shares decode the rows looked up. Stored tensors must not change meanwhile. Where uses nest, the outer one decides.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 from dither.formats import Float, Int, Scheme, WeightScheme
 from dither.kernels.gpu import presence
 from dither.kernels.gpu.packed_matmul import TYPES, supports
-from dither.quant.cpu_products import FEW_ROWS, PLAIN
+from dither.quant.cpu_products import PLAIN
 from dither.quant.inputs import InputRounding
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def product(layer: QuantLinear, x: Tensor) -> Tensor | None:
         return None
     tracing = torch.compiler.is_compiling()
     if x.device.type == "cpu":
-        few = kind == "packed" and x.dtype != torch.float16 and x.numel() <= FEW_ROWS * layer.in_features
-        if not (tracing and few):
+        if not (tracing and kind == "packed" and x.dtype != torch.float16):
             return None
     elif x.device.type != "cuda" or not (tracing or presence.has_triton()) or not (kind != "float8" or presence.has_float8(x.device)):
         return None  # what compiles for CUDA has triton

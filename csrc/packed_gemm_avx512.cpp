@@ -1,0 +1,12 @@
+#include "storage_avx512.hpp"
+#include "transpose_avx512.hpp"
+#include "unpack_avx512.hpp"
+
+#include "packed_gemm_panel.hpp"
+#include "packed_gemm_tile.hpp"
+
+namespace dither {
+
+GemmKernel gemm_kernel_avx512() { return {1, 4, decode_panel<Unpack, float, transpose_panel>, tile<F32, 6, 4>, finish}; }  // 24 sums of 32 registers
+
+}  // namespace dither

@@ -1,0 +1,13 @@
+#include "pairs_avx512bf16.hpp"
+#include "storage_avx512.hpp"
+#include "transpose_avx512.hpp"
+#include "unpack_avx512.hpp"
+
+#include "packed_gemm_panel.hpp"
+#include "packed_gemm_tile.hpp"
+
+namespace dither {
+
+GemmKernel gemm_kernel_avx512bf16() { return {2, 4, decode_panel<Unpack, uint16_t, transpose_panel>, tile<Bf16Pairs, 6, 4>, finish}; }
+
+}  // namespace dither

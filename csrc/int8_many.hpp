@@ -54,21 +54,35 @@ void unpack_panel(const dither::Int8Matmul& p, const typename K::Decoder& decode
         }
 }
 
-// sums[m][c] += what a group's codes give with M rows of q
+// What a group's codes give with M rows of q. The sums are an object of this function, so that they are registers while it loops.
 template <class K, int M>
-void group_sums(const uint8_t* codes, const int8_t* q, int64_t q_stride, int64_t fours, typename K::Int (&sums)[M][K::vectors]) {
+struct Sums {
+    typename K::Int of[M][K::vectors];
+};
+
+template <class K, int M>
+inline Sums<K, M> group_sums(const uint8_t* codes, const int8_t* q, int64_t q_stride, int64_t fours) {
     using Int = typename K::Int;
     constexpr int64_t L = Int::lanes;
+    Sums<K, M> sums;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+        for (int c = 0; c < K::vectors; ++c) sums.of[m][c] = Int::zero();
     for (int64_t k = 0; k < fours; ++k, codes += K::vectors * 4 * L, q += 4) {
         typename K::Code code[K::vectors];
+#pragma GCC unroll 8
         for (int c = 0; c < K::vectors; ++c) code[c] = K::code(Int::load(codes + c * 4 * L));
+#pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             int32_t four;
             std::memcpy(&four, q + m * q_stride, 4);
             const typename K::Input input = K::input(Int::set1(four));
-            for (int c = 0; c < K::vectors; ++c) sums[m][c] = K::dot(sums[m][c], code[c], input);
+#pragma GCC unroll 8
+            for (int c = 0; c < K::vectors; ++c) sums.of[m][c] = K::dot(sums.of[m][c], code[c], input);
         }
     }
+    return sums;
 }
 
 template <class K>
@@ -77,11 +91,9 @@ void sums_of_codes(const dither::Int8Matmul& p, const Panel& panel, int32_t* to)
     constexpr int64_t L = Int::lanes;
     const uint8_t* codes = panel.codes;
     for (int64_t g = panel.first; g < panel.last; ++g, codes += p.padded * K::vectors * L) {
-        Int sums[1][K::vectors];
-        for (int c = 0; c < K::vectors; ++c) sums[0][c] = Int::zero();
-        group_sums<K, 1>(codes, p.q + p.tokens * p.q_stride + g * p.padded, 0, p.padded / 4, sums);
+        const Sums<K, 1> sums = group_sums<K, 1>(codes, p.q + p.tokens * p.q_stride + g * p.padded, 0, p.padded / 4);
         const Int count = Int::set1(p.sums[p.tokens * p.groups + g]);
-        for (int c = 0; c < K::vectors; ++c, to += L) (sums[0][c] - Int::load(panel.zeros + c * panel.grid + g * L) * count).store(to);
+        for (int c = 0; c < K::vectors; ++c, to += L) (sums.of[0][c] - Int::load(panel.zeros + c * panel.grid + g * L) * count).store(to);
     }
 }
 
@@ -102,15 +114,12 @@ void tile(const dither::Int8Matmul& p, const Panel& panel, int64_t t) {
     const uint8_t* codes = panel.codes;
     const int32_t* pointed = panel.pointed;
     for (int64_t g = panel.first; g < panel.last; ++g, codes += p.padded * C * L, pointed += C * L) {
-        Int sums[M][C];
-        for (int m = 0; m < M; ++m)
-            for (int c = 0; c < C; ++c) sums[m][c] = Int::zero();
-        group_sums<K, M>(codes, p.q + t * p.q_stride + g * p.padded, p.q_stride, p.padded / 4, sums);
+        const Sums<K, M> sums = group_sums<K, M>(codes, p.q + t * p.q_stride + g * p.padded, p.q_stride, p.padded / 4);
         for (int c = 0; c < C; ++c) {
             const Float scale = Float::load(panel.scales + c * panel.grid + g * L);
             const Int zero = Int::load(panel.zeros + c * panel.grid + g * L);
             for (int m = 0; m < M; ++m) {
-                Int sum = sums[m][c] - zero * Int::set1(p.sums[(t + m) * p.groups + g]);
+                Int sum = sums.of[m][c] - zero * Int::set1(p.sums[(t + m) * p.groups + g]);
                 if (p.pointed()) sum = sum - Int::load(pointed + c * L) * Int::set1(p.points[t + m]);
                 total[m][c] = Float::fmadd(scale, sum.floats(), total[m][c]);
             }

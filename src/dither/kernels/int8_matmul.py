@@ -3,9 +3,9 @@
     x_hat[t, i] = s[t] (q[t, i] - z[t])                                                            `TokenGrid` says which s, z, q
     y[t, o] = s[t] sum_g scale[o, g] sum_{i in g} (code[o, i] - zero[o, g]) (q[t, i] - z[t]),   g = i // group
 
-The inner sums are integers and exact; the outer one is float32, in the order of the groups. So it is x_hat W_hat^T up to G + 1 roundings, and a row of y
-is the same to the last bit whatever rows come with it, on however many threads. Up to 8 rows read the codes once, ``bits / 8`` bytes a weight; more
-rows meet panels of codes that are unpacked to bytes, one operation for four products of a lane where the processor has AVX512_VNNI.
+The inner sums are integers and exact; the outer one is float32, in the order of the groups. So it is x_hat W_hat^T up to 2 G + 1 roundings, and a row
+of y is the same to the last bit whatever rows come with it, on however many threads. Up to 8 rows read the codes once, ``bits / 8`` bytes a weight;
+more rows meet panels of codes that are unpacked to bytes. Four products of a lane are one operation where the processor has AVX512_VNNI and VBMI.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dither.kernels.packing import packed_stride
 from dither.kernels.round import SCALE_TYPES
 
 GRIDS = ("symmetric", "extremum", "asymmetric")  # in the order of csrc/int8_matmul.hpp
-MOST = (2**31 - 1) // 255**2  # columns of a group whose sums an int32 holds
+MOST_COLUMNS = (2**31 - 1) // 255**2  # of a group whose sums an int32 holds
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """How a row of x is rounded: to the integers of ``bits`` bits on min-max grids, the conventions of `dither.formats.Int`. ``scale``: what the scale
-    is stored in, which it is rounded to before use.
+    """How a row of x is rounded: to integers of ``bits`` bits on min-max grids, the conventions of `dither.formats.Int`. ``scale``: what the scale is
+    stored in, which it is rounded to before use.
 
         sym="restricted"    s = max|x| / K          q in -K .. K,  K = 2^(bits - 1) - 1
         sym="full"          s = 2 max|x| / N        q in -2^(bits - 1) .. 2^(bits - 1) - 1,  N = 2^bits - 1
@@ -73,8 +73,8 @@ class TokenGrid:
 def int8_matmul(x: Tensor, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | int, group: int, grid: TokenGrid) -> Tensor:
     """``x [T, I]`` float32 or bfloat16, ``packed [O, stride]`` uint8 (see `dither.kernels.packing`) -> ``[T, O]`` in the type of x.
 
-    ``scale [O, ceil(I / group)]`` float32, float16 or bfloat16; ``zero`` of that shape, uint8, or one code for all. No gradients. Raises ValueError for
-    other shapes, dtypes, widths and strides, for NaN and inf in x, and for groups of more than `MOST` columns.
+    ``scale [O, ceil(I / group)]`` float32, float16 or bfloat16; ``zero`` of that shape, uint8, or one code for all. No gradients. Raises ValueError
+    for other shapes, dtypes, widths and strides, for NaN and inf in x, and for groups of more than `MOST_COLUMNS` columns.
     """
     check("x", x, (None, None), (torch.float32, torch.bfloat16))
     return Int8Matrix(packed, bits, scale, zero, group, x.shape[1], grid)(x)
@@ -85,8 +85,8 @@ class Int8Matrix:
 
     def __init__(self, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | int, group: int, columns: int, grid: TokenGrid) -> None:
         check_bits(bits)
-        if group < 1 or min(group, columns) > MOST:
-            raise ValueError(f"group: must be 1 .. {MOST} columns, for sums in int32, not {group}")
+        if group < 1 or min(group, columns) > MOST_COLUMNS:
+            raise ValueError(f"group: must be 1 .. {MOST_COLUMNS} columns, for sums in int32, not {group}")
         check("packed", packed, (None, packed_stride(columns, bits)), (torch.uint8,))
         shape = (packed.shape[0], -(-columns // group))
         check("scale", scale, shape, tuple(_SCALES))
@@ -121,5 +121,7 @@ class Int8Matrix:
             y = int8_matmul_reference(x, self.packed, self.bits, self.scale, self.zero, self.group, self.grid)
             return y, bool(torch.isfinite(x).all())
         y = torch.empty(x.shape[0], self._rows)
+        if not self.columns:
+            return y.zero_().to(x.dtype), True
         finite = native.int8_matmul(*self._weights, x.data_ptr(), x.shape[0], x.dtype == torch.bfloat16, y.data_ptr(), isa(), threads())
         return (y if x.dtype == torch.float32 else y.to(x.dtype)), finite

@@ -1,4 +1,4 @@
-"""Products of rounded rows with packed weights in torch, summed in float64: what the C++ kernel must agree with, up to its float32 sum over groups."""
+"""Products of rounded rows with packed weights in torch, summed in float64: what the C++ kernel must agree with, up to its sums over groups."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def int8_matmul_reference(
 ) -> Tensor:
     """Arguments as `dither.kernels.int8_matmul`; rows with NaN or inf become NaN."""
     columns = x.shape[1]
+    if not columns:
+        return x.new_zeros(x.shape[0], packed.shape[0])
     q, steps = round_tokens(x.float(), grid)
     index = torch.arange(columns, device=x.device) // group
     zeros = zero.double()[:, index] if isinstance(zero, Tensor) else float(zero)

@@ -81,8 +81,8 @@ def token_grid(inputs: Inputs, columns: int) -> kernels.TokenGrid | None:
 
 
 def _is_int8(scheme: WeightScheme, inputs: Inputs, columns: int) -> bool:
-    """Whether both sides are integers, whose sums over a group an int32 holds."""
-    if not _is_affine(scheme) or token_grid(inputs, columns) is None:
+    """Whether both sides are integers, whose sums over a group an int32 holds. Without vectors, products of integers are slower than decoding."""
+    if not _is_affine(scheme) or token_grid(inputs, columns) is None or kernels.backend() == "scalar":
         return False
     assert isinstance(scheme, Scheme)
     return min(scheme.blocks.columns(columns), columns) <= kernels.MOST_COLUMNS

@@ -366,6 +366,7 @@ NB_MODULE(_C, m) {
     bind_hadamard<float>(m);
     bind_hadamard<int16_t>(m);
     dither::bind_fwht(m);
+    dither::bind_int8_matmul(m);
     bind_codebook<float>(m);
     bind_codebook<double>(m);
     bind_codebook_decode<float>(m);

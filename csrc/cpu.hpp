@@ -16,6 +16,9 @@ const char* name_of(Isa isa);
 // vdpbf16ps: two bfloat16 products summed into each float32 lane.
 bool has_avx512_bf16();
 
+// vpdpbusd: four products of bytes summed into each int32 lane.
+bool has_avx512_vnni();
+
 // vpermb: any bytes of a vector in any order.
 bool has_avx512_vbmi();
 

@@ -78,9 +78,20 @@ class QuantWeight(nn.Module):
         return cpu_kind(self.scheme, None, self.shape[1])
 
     @property
+    def rounding(self) -> InputRounding | None:
+        """How inputs of the product are rounded, where a product rounds them itself."""
+        return None
+
+    @property
     def multiplies_codes(self) -> bool:
         """Whether products need no decoded weight, of a few rows at least."""
         return self.cpu_kind is not None and self.device.type == "cpu" and extension() is not None
+
+    @property
+    def never_decodes(self) -> bool:
+        """Whether products of any number of rows are faster without a decoded weight, even one that is kept."""
+        kind = self.cpu_kind
+        return kind is not None and kind.beats_kept and self.multiplies_codes and self.dtype in (torch.float32, torch.bfloat16)
 
     @property
     def device(self) -> torch.device:
@@ -94,10 +105,10 @@ class QuantWeight(nn.Module):
         columns = self.shape[1]
         if x.numel() == 0 or x.shape[-1] != columns or not kind.takes(x.numel() // columns):
             return None
-        if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes:
-            return None
+        if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes or torch.compiler.is_compiling():
+            return None  # what traces sees the operations of `products`, or a decoded weight
         if self._product is None:
-            self._product = kind.product(self.qtensor())
+            self._product = kind.product(self.qtensor(), self.rounding)
         return self._product(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -136,10 +147,11 @@ def decoded(model: nn.Module, budget: int | None = None, *, few_rows: bool = Fal
     """Within it, few-bit layers of ``model`` keep their weights once decoded, so that a call costs what the float layer costs. ``few_rows``: calls
     are of a few tokens; linear layers that multiply codes stay as they are.
 
-    Results are those of torch's products with the decoded weight: for layers that decode outside too the same to the last bit, for those that
-    multiply codes up to the order of sums. Memory: up to 4 bytes a weight (2 in a model of bfloat16 or float16), for the first layers that
-    fit ``budget`` bytes (None: half of the memory that is free now); the others decode at each call, as they do outside, and embeddings
-    that no head shares decode the rows looked up. Stored tensors must not change meanwhile. Where uses nest, the outer one decides.
+    Layers with int8 products stay as they are too, which is faster than a kept weight. Results are those of torch's products with the decoded
+    weight: for layers that decode outside too the same to the last bit, for those that multiply codes up to the order of sums. Memory: up to 4
+    bytes a weight (2 in a model of bfloat16 or float16), for the first layers that fit ``budget`` bytes (None: half of the memory that is free
+    now); the others decode at each call, as they do outside, and embeddings that no head shares decode the rows looked up. Stored tensors must
+    not change meanwhile. Where uses nest, the outer one decides.
     """
     left = psutil.virtual_memory().available // 2 if budget is None else budget
     size = max((p.element_size() for p in model.parameters() if p.is_floating_point()), default=4)
@@ -147,8 +159,10 @@ def decoded(model: nn.Module, budget: int | None = None, *, few_rows: bool = Fal
     chosen = []
     for module in model.modules():
         rows_only = isinstance(module, QuantEmbedding) and module not in shared
-        multiplied = isinstance(module, QuantLinear) or module in shared
-        quick = (few_rows and multiplied and module.multiplies_codes) or (isinstance(module, QuantLinear) and module.on_gpu)
+        quick = False
+        if isinstance(module, QuantLinear) or module in shared:
+            assert isinstance(module, QuantWeight)
+            quick = module.never_decodes or (few_rows and module.multiplies_codes) or (isinstance(module, QuantLinear) and module.on_gpu)
         if isinstance(module, QuantWeight) and not rows_only and not quick and not module._keeps:
             need = size * torch.Size(module.shape).numel()
             if need <= left:
@@ -190,6 +204,10 @@ class QuantLinear(QuantWeight):
     @property
     def cpu_kind(self) -> Kind | None:
         return self._kind
+
+    @property
+    def rounding(self) -> InputRounding | None:
+        return self.inputs
 
     @property
     def on_gpu(self) -> bool:

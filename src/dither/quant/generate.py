@@ -22,13 +22,15 @@ __all__ = ["Generation", "Sampling", "generate", "pick"]
 
 @dataclass(frozen=True)
 class Generation:
-    """``stopped_by``: "end" (the model's end token), "stop" (a stop string) or "length". ``seconds`` includes reading the prompt."""
+    """``stopped_by``: "end" (the model's end token), "stop" (a stop string) or "length". ``seconds`` includes ``prompt_seconds``, until the scores of
+    the first token were there."""
 
     text: str
     tokens: int
     prompt_tokens: int
     stopped_by: str
     seconds: float
+    prompt_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -64,8 +66,10 @@ def generate(
     show = on_text or (lambda piece: None)
     with decoded(model, few_rows=True):
         step = Stepper(model, torch.tensor([ids], device=next(model.parameters()).device))
-        for _ in range(sampling.max_tokens):
-            token = chooser.choose(step.logits())
+        scores = step.logits()
+        read = time.perf_counter()
+        for made in range(sampling.max_tokens):
+            token = chooser.choose(step.logits() if made else scores)
             if token in ends:
                 stopped_by = "end"
                 break
@@ -78,7 +82,7 @@ def generate(
                 break
     if piece := stream.rest():
         show(piece)
-    return Generation(stream.text, tokens, len(ids), stopped_by, time.perf_counter() - started)
+    return Generation(stream.text, tokens, len(ids), stopped_by, time.perf_counter() - started, read - started)
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:

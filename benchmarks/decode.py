@@ -3,7 +3,7 @@
     python benchmarks/decode.py [--threads 2] [--prefill 512 --prefill 2048] [--quick] [--out benchmarks/records/decode.json]
 
 Work: a prompt of 32 tokens, then 128 more, greedily; and a prompt alone. A made token reads every weight once, so the limit is the read bandwidth of
-this machine (as `packed_matmul.py` measures it) over the bytes of the weights; a prompt of T tokens costs 2 T operations a weight and reads each once.
+this machine (as `packed_matmul.py` measures it) over the bytes of the weights; a prompt of T tokens costs 2 T operations a weight.
 
 Every runtime is a process of its own (`decode_arms.py`) that waits while the others run. Rounds alternate between them; figures are medians. Steps
 are counted alike: the first token comes with the prompt, so n tokens are n - 1 steps. Tokens a processor second: the processor time of the prompt

@@ -12,9 +12,10 @@ from torch import nn
 
 from dither.errors import UsageError
 from dither.quant.linear import decoded
+from dither.quant.program.stepper import ProgramStepper
 from dither.quant.prompts import encode, encode_chat, has_chat_template
 from dither.quant.sampling import Chooser, Sampling, pick
-from dither.quant.stepping import Stepper, end_tokens, positions
+from dither.quant.stepping import end_tokens, positions
 from dither.quant.text_stream import TextStream
 
 __all__ = ["Generation", "Sampling", "generate", "pick"]
@@ -65,7 +66,7 @@ def generate(
     chooser, tokens, stopped_by, started = Chooser(sampling), 0, "length", time.perf_counter()
     show = on_text or (lambda piece: None)
     with decoded(model, few_rows=True):
-        step = Stepper(model, torch.tensor([ids], device=next(model.parameters()).device))
+        step = ProgramStepper(model, torch.tensor([ids], device=next(model.parameters()).device), sampling.max_tokens)
         scores = step.logits()
         read = time.perf_counter()
         for made in range(sampling.max_tokens):

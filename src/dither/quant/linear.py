@@ -97,9 +97,13 @@ class QuantWeight(nn.Module):
             return None
         if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes:
             return None
+        return self.multiplier(kind)(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
+
+    def multiplier(self, kind: Kind) -> Multiply:
+        """The product with what is stored, made once."""
         if self._product is None:
             self._product = kind.product(self.qtensor())
-        return self._product(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
+        return self._product
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kept = self._product = None

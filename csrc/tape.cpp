@@ -7,6 +7,7 @@
 #include <omp.h>
 #endif
 
+#include "packed_row.hpp"
 #include "scratch.hpp"
 
 namespace dither {
@@ -59,6 +60,7 @@ struct Team {
 struct Room {
     Scratch x, sums, ready, y, scales, logits;
     std::size_t scales_each, logits_each;
+    int64_t logits_stride;
 };
 
 void sum_groups(const PackedMatmul& p, float* to) {
@@ -84,12 +86,16 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
         for (end = begin + 1; end < p.of.size() && p.of[end].packed == head.packed && (!head.packed || same_preparation(p.of[end].codes, head.codes));)
             ++end;
         PackedKernel packed{};
+        PackedRow short_rows = nullptr;
         PackedMatmul like = head.codes;
         if (head.packed) {
             like.x = x;
             like.sums = reinterpret_cast<const float*>(room.sums.get());
             like.ready = room.ready.get();
             packed = choose_packed(like, isa);
+#ifdef DITHER_X86
+            if (isa == Isa::avx512 && has_avx512_bf16()) short_rows = packed_row_avx512bf16(like);
+#endif
             if (team.thread == 0) {  // the others are done with what was prepared before: they waited below
                 sum_groups(like, reinterpret_cast<float*>(room.sums.get()));
                 if (packed.prepare) packed.prepare(like, room.ready.get());
@@ -103,7 +109,8 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
             if (one.packed) {
                 PackedMatmul q = one.codes;
                 q.x = like.x, q.sums = like.sums, q.ready = like.ready, q.y = to;
-                packed.rows(q, first, last, scales);
+                if (short_rows) short_rows(q, first, last);
+                else packed.rows(q, first, last, scales);
             } else {
                 kernel.dense(one.dense, x, first, last, to);
             }
@@ -117,28 +124,28 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
 // this token's keys and values behind those before it
 void append(const Attend& p, const Attended& layer, int64_t length, int64_t capacity) {
     const std::size_t bytes = bytes_of(p.type);
-    const auto put = [&](const Head& from, int64_t width, void* to) {
-        for (int64_t g = 0; g < p.groups; ++g) {
-            char* const row = static_cast<char*>(to) + bytes * (g * capacity + length) * width;
-            const char* const start = static_cast<const char*>(from.at) + bytes * g * from.head;
-            if (from.feature == 1) std::memcpy(row, start, bytes * width);
-            else
-                for (int64_t i = 0; i < width; ++i) std::memcpy(row + bytes * i, start + bytes * i * from.feature, bytes);
-        }
+    const auto copy = [&](const Head& from, int64_t group, int64_t width, void* to, int64_t first, int64_t step) {
+        for (int64_t i = 0; i < width; ++i)
+            std::memcpy(static_cast<char*>(to) + bytes * (first + i * step), static_cast<const char*>(from.at) + bytes * (group * from.head + i * from.feature),
+                        bytes);
     };
-    put(p.k, p.width, layer.keys);
-    put(p.v, p.value_width, layer.values);
+    for (int64_t g = 0; g < p.groups; ++g) {
+        copy(p.k, g, p.width, layer.keys, (g * capacity + length / key_panel * key_panel) * p.width + length % key_panel, key_panel);
+        copy(p.v, g, p.value_width, layer.values, (g * capacity + length) * p.value_width, 1);
+    }
 }
 
 void attend(const Attend& p, const Attended& layer, int64_t length, int64_t capacity, const TapeKernel& kernel, const Room& room, const Team& team) {
     if (team.thread == 0) append(p, layer, length, capacity);
     team.wait();
-    const int64_t shared = p.heads / p.groups;
+    const int64_t shared = p.heads / p.groups, last = team.last(p.heads);
     float* const logits = reinterpret_cast<float*>(room.logits.get() + team.thread * room.logits_each);
-    for (int64_t head = team.first(p.heads); head < team.last(p.heads); ++head) {
-        const std::size_t before = bytes_of(p.type) * (head / shared) * capacity;
-        kernel.attend(p, head, static_cast<const char*>(layer.keys) + before * p.width, static_cast<const char*>(layer.values) + before * p.value_width,
-                      length + 1, logits);
+    for (int64_t head = team.first(p.heads), count; head < last; head += count) {
+        const int64_t group = head / shared;
+        count = std::min({heads_at_once, last - head, (group + 1) * shared - head});
+        const std::size_t before = bytes_of(p.type) * group * capacity;
+        kernel.attend(p, head, count, static_cast<const char*>(layer.keys) + before * p.width,
+                      static_cast<const char*>(layer.values) + before * p.value_width, length + 1, logits, room.logits_stride);
     }
     team.wait();
 }
@@ -190,7 +197,8 @@ void Tape::run(const Attended* layers, int64_t length, int64_t capacity, Isa isa
     room.y = allocate(sizeof(float) * outputs);
     room.scales_each = round_up(2 * sizeof(float) * (groups + 32));
     room.scales = allocate(room.scales_each * threads);
-    room.logits_each = round_up(sizeof(float) * (length + 1) + cache_line);
+    room.logits_stride = (length / key_panel + 1) * key_panel;
+    room.logits_each = round_up(sizeof(float) * heads_at_once * room.logits_stride);
     room.logits = allocate(room.logits_each * threads);
 #pragma omp parallel num_threads(threads)
     {

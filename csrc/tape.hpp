@@ -74,7 +74,11 @@ struct Attend {
     int64_t y_head;  // features lie next to each other
 };
 
-struct Attended {  // a layer's keys and values so far: [G, capacity, width], in the type of `Attend`
+inline constexpr int64_t key_panel = 16, heads_at_once = 4;
+
+// A layer's keys and values so far, in the type of `Attend`. Sixteen keys lie side by side, feature by feature: [G, capacity / 16, width, 16]; values
+// lie as they are: [G, capacity, value_width].
+struct Attended {
     void *keys, *values;
 };
 
@@ -83,8 +87,8 @@ struct TapeKernel {
     void (*dense)(const Dense&, const float* x, int64_t first, int64_t last, float* y);  // x [columns, filled up to 16]
     void (*widen)(const void* from, Element type, int64_t count, float* to);
     void (*narrow)(const float* from, Element type, int64_t count, void* to);
-    // one head; `logits`: [length + 16] of the thread's own
-    void (*attend)(const Attend&, int64_t head, const void* keys, const void* values, int64_t length, float* logits);
+    // up to `heads_at_once` heads of one group; `logits`: [heads_at_once, stride] of the thread's own, stride a multiple of `key_panel`
+    void (*attend)(const Attend&, int64_t head, int64_t count, const void* keys, const void* values, int64_t length, float* logits, int64_t stride);
 };
 
 TapeKernel tape_kernel_scalar();
@@ -99,7 +103,7 @@ public:
     void add(const Products&);
     void add(const Attend&);
 
-    // `layers`: by the layer of `Attend`; `length`: tokens before this one, below `capacity`. Not by two threads at once.
+    // `layers`: by the layer of `Attend`; `length`: tokens before this one, below `capacity`, a multiple of `key_panel`. Not by two threads at once.
     void run(const Attended* layers, int64_t length, int64_t capacity, Isa isa, int threads);
 
 private:

@@ -204,47 +204,93 @@ inline void read_head(const dither::Head& from, Element type, int64_t head, int6
     }
 }
 
-template <class T>
-void attend_of(const dither::Attend& p, int64_t head, const T* keys, const T* values, int64_t length, float* logits) {
-    float q[most_width + L], out[most_width + L];
-    read_head(p.q, p.type, head, p.width, q);
-    const float scale = p.scale;
-    float top = -__builtin_inff();
-    for (int64_t t = 0; t < length; ++t) {
-        dense_rows<T, 1>(keys + t * p.width, p.width, q, logits + t);
-        logits[t] *= scale;
-        top = logits[t] > top ? logits[t] : top;
+// The logits of H heads that share keys, a panel of keys at a time: lanes are keys, so nothing is summed across lanes.
+template <class T, int H>
+void logits_of(const T* keys, const float (*q)[most_width + L], int64_t width, int64_t length, float scale, float* logits, int64_t stride) {
+    constexpr int64_t panel = dither::key_panel;
+    constexpr int parts = panel / L;
+    for (int64_t t = 0; t < length; t += panel, keys += panel * width) {
+        F32 sum[H][parts][2];
+        for (int h = 0; h < H; ++h)
+            for (int part = 0; part < parts; ++part) sum[h][part][0] = sum[h][part][1] = F32::set1(0);
+        int64_t i = 0;
+        for (; i + 2 <= width; i += 2)
+#pragma GCC unroll 2
+            for (int odd = 0; odd < 2; ++odd)
+#pragma GCC unroll 4
+                for (int part = 0; part < parts; ++part) {
+                    const F32 k = load(keys + (i + odd) * panel + part * L);
+#pragma GCC unroll 4
+                    for (int h = 0; h < H; ++h) sum[h][part][odd] = F32::fmadd(F32::set1(q[h][i + odd]), k, sum[h][part][odd]);
+                }
+        if (i < width)
+            for (int part = 0; part < parts; ++part) {
+                const F32 k = load(keys + i * panel + part * L);
+                for (int h = 0; h < H; ++h) sum[h][part][0] = F32::fmadd(F32::set1(q[h][i]), k, sum[h][part][0]);
+            }
+        for (int h = 0; h < H; ++h)
+            for (int part = 0; part < parts; ++part)
+                ((sum[h][part][0] + sum[h][part][1]) * F32::set1(scale)).store(logits + h * stride + t + part * L);
     }
-    F32 total = F32::set1(0);
-    const F32 highest = F32::set1(top);
-    for (int64_t t = 0; t < length; t += L) {  // behind the last logit lie L more, of nothing
-        const F32 e = length - t >= L ? exp_negative(F32::load(logits + t) - highest)
-                                      : exp_negative(load_first(logits + t, length - t, -__builtin_inff()) - highest);
-        e.store(logits + t);
-        total = total + e;
-    }
-    const float inverse = 1.0f / sum_of(total);
-    for (int64_t i = 0; i < p.value_width; i += L) {
-        const int64_t left = p.value_width - i;
-        F32 sum[2] = {F32::set1(0), F32::set1(0)};
-        if (left >= L) {
-            int64_t t = 0;
-            for (; t + 2 <= length; t += 2)
-                for (int h = 0; h < 2; ++h) sum[h] = F32::fmadd(F32::set1(logits[t + h]), load(values + (t + h) * p.value_width + i), sum[h]);
-            if (t < length) sum[0] = F32::fmadd(F32::set1(logits[t]), load(values + t * p.value_width + i), sum[0]);
-        } else {
-            for (int64_t t = 0; t < length; ++t)
-                sum[0] = F32::fmadd(F32::set1(logits[t]), load_first(values + t * p.value_width + i, left, 0.0f), sum[0]);
-        }
-        ((sum[0] + sum[1]) * F32::set1(inverse)).store(out + i);
-    }
-    T* const y = static_cast<T*>(p.y) + head * p.y_head;
-    narrow(out, p.type, p.value_width, y);
 }
 
-inline void attend(const dither::Attend& p, int64_t head, const void* keys, const void* values, int64_t length, float* logits) {
-    if (p.type == Element::float32) attend_of(p, head, static_cast<const float*>(keys), static_cast<const float*>(values), length, logits);
-    else attend_of(p, head, static_cast<const BFloat16*>(keys), static_cast<const BFloat16*>(values), length, logits);
+// e^(logit - greatest), and one over their sum; what lies behind the last is left alone
+inline float exponentials(float* logits, int64_t length) {
+    const float lowest = -__builtin_inff();
+    const auto some = [&](int64_t t) { return length - t >= L ? F32::load(logits + t) : load_first(logits + t, length - t, lowest); };
+    F32 top = F32::set1(lowest), total = F32::set1(0);
+    for (int64_t t = 0; t < length; t += L) top = F32::max(some(t), top);
+    const F32 greatest = F32::set1(top.greatest());
+    for (int64_t t = 0; t < length; t += L) {
+        const F32 e = exp_negative(some(t) - greatest);
+        if (length - t >= L) e.store(logits + t);
+        else store_first(logits + t, e, length - t);
+        total = total + e;
+    }
+    return 1.0f / sum_of(total);
+}
+
+template <class T, int H>
+void attend_heads(const dither::Attend& p, int64_t head, const T* keys, const T* values, int64_t length, float* logits, int64_t stride) {
+    float q[H][most_width + L], out[H][most_width + L], inverse[H];
+    for (int h = 0; h < H; ++h) read_head(p.q, p.type, head + h, p.width, q[h]);
+    logits_of<T, H>(keys, q, p.width, length, p.scale, logits, stride);
+    for (int h = 0; h < H; ++h) inverse[h] = exponentials(logits + h * stride, length);
+    for (int64_t i = 0; i < p.value_width; i += L) {
+        const int64_t left = p.value_width - i;
+        F32 sum[H][4];
+        for (int h = 0; h < H; ++h)
+            for (int c = 0; c < 4; ++c) sum[h][c] = F32::set1(0);
+        const auto add = [&](int64_t t, int c) {
+            const T* const from = values + t * p.value_width + i;
+            const F32 v = left >= L ? load(from) : load_first(from, left, 0.0f);
+#pragma GCC unroll 4
+            for (int h = 0; h < H; ++h) sum[h][c] = F32::fmadd(F32::set1(logits[h * stride + t]), v, sum[h][c]);
+        };
+        int64_t t = 0;
+        for (; t + 4 <= length; t += 4)
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; ++c) add(t + c, c);
+        for (; t < length; ++t) add(t, 0);
+        for (int h = 0; h < H; ++h) (((sum[h][0] + sum[h][1]) + (sum[h][2] + sum[h][3])) * F32::set1(inverse[h])).store(out[h] + i);
+    }
+    for (int h = 0; h < H; ++h) narrow(out[h], p.type, p.value_width, static_cast<T*>(p.y) + (head + h) * p.y_head);
+}
+
+template <class T>
+void attend_of(const dither::Attend& p, int64_t head, int64_t count, const T* keys, const T* values, int64_t length, float* logits, int64_t stride) {
+    switch (count) {
+        case 1: return attend_heads<T, 1>(p, head, keys, values, length, logits, stride);
+        case 2: return attend_heads<T, 2>(p, head, keys, values, length, logits, stride);
+        case 3: return attend_heads<T, 3>(p, head, keys, values, length, logits, stride);
+        default: return attend_heads<T, 4>(p, head, keys, values, length, logits, stride);
+    }
+}
+
+inline void attend(const dither::Attend& p, int64_t head, int64_t count, const void* keys, const void* values, int64_t length, float* logits,
+                   int64_t stride) {
+    if (p.type == Element::float32) attend_of(p, head, count, static_cast<const float*>(keys), static_cast<const float*>(values), length, logits, stride);
+    else attend_of(p, head, count, static_cast<const BFloat16*>(keys), static_cast<const BFloat16*>(values), length, logits, stride);
 }
 
 inline dither::TapeKernel tape_kernel() { return {elementwise, dense, widen, narrow, attend}; }

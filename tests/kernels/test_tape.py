@@ -43,7 +43,7 @@ def close(found: Tensor, truth: Tensor, ulps: float = 4) -> None:
 def ran(write: Callable[[Tape], None]) -> None:
     tape = Tape()
     write(tape)
-    tape.run([], 0, 1)
+    tape.run([], 0, 16)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -118,12 +118,8 @@ def test_one_row_with_matrices_of_all_kinds(dtype: torch.dtype, threads: int) ->
         *((w, torch.empty(w.shape[0], dtype=t)) for w, t in zip(dense, (dtype, torch.float32), strict=True)),
         *((m, torch.empty(o, dtype=torch.float32)) for (m, _), (o, _, _) in zip(few[3:], kinds[3:], strict=True)),
     ]
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        ran(lambda tape: tape.multiply(x, matrices))
-    finally:
-        torch.set_num_threads(before)
+    ran(lambda tape: tape.multiply(x, matrices))
     truths = [v for _, v in few[:3]] + [w.double() for w in dense] + [v for _, v in few[3:]]
     for (weight, y), truth in zip(matrices, truths, strict=True):
         scale = (truth.abs() @ x.double().abs())[:]
@@ -133,15 +129,17 @@ def test_one_row_with_matrices_of_all_kinds(dtype: torch.dtype, threads: int) ->
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("heads", "groups", "width", "value_width"), [(4, 2, 8, 8), (9, 3, 64, 64), (3, 3, 20, 33), (1, 1, 1, 1)])
-def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, value_width: int) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("heads", "groups", "width", "value_width"), [(4, 2, 8, 8), (9, 3, 64, 64), (3, 3, 20, 33), (1, 1, 1, 1), (7, 1, 5, 16)])
+def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, value_width: int, threads: int) -> None:
     """Token after token, against float64's softmax over all keys so far; strides as a transposed projection has them."""
     tokens, capacity, layers = 70, 80, 2
     q, k, v = (draw(tokens, n, d, dtype=dtype, seed=i) / 4 for i, (n, d) in enumerate(((heads, width), (groups, width), (groups, value_width))))
-    held = [torch.full((groups, capacity, d), math.nan, dtype=dtype) for _ in range(layers) for d in (width, value_width)]
+    held = [torch.full((groups, capacity, d), math.nan, dtype=dtype) for _ in range(layers) for d in (width, value_width)]  # filled anyhow
     at = [torch.empty_like(x[0]) for x in (q, k)]
     v_at = torch.empty(value_width, groups, dtype=dtype).T  # features are not dense
     y = torch.empty(heads, value_width, dtype=dtype)
+    torch.set_num_threads(threads)
     tape = Tape()
     tape.attend(1, *at, v_at, y, 0.25)
     for t in range(tokens):
@@ -153,7 +151,8 @@ def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, valu
             p = (torch.einsum("hd,thd->ht", q[t].double(), keys) / 4).softmax(-1)
             truth = torch.einsum("ht,the->he", p, values)
             assert (y.double() - truth).abs().max() <= (2.0**-8 if dtype == torch.bfloat16 else 2.0**-20) * values.abs().max()
-    assert torch.equal(held[2][:, :tokens], k.transpose(0, 1)) and bool(held[0].isnan().all())
+    keys = held[2].view(groups, -1, width, 16).transpose(2, 3).reshape(groups, capacity, width)
+    assert torch.equal(keys[:, :tokens], k.transpose(0, 1)) and torch.equal(held[3][:, :tokens], v.transpose(0, 1)) and bool(held[0].isnan().all())
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -170,7 +169,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (lambda: tape.multiply(x, [(torch.zeros(4, 2).T, torch.zeros(2))]), "weight"),
         (lambda: tape.attend(0, x[None], x[None], x[None, :2], x[None], 1.0), "k: shapes"),
         (lambda: tape.attend(0, x[None], x[None], x[None].bfloat16(), x[None], 1.0), "q: types"),
-        (lambda: tape.run([], 3, 3), "length"),
+        (lambda: tape.run([], 16, 16), "length"),
     ):
         with pytest.raises(ValueError, match=match):
             call()

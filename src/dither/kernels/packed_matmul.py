@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dither.kernels.checks import check, check_bits
+from dither.kernels.dequantize import dequantize_affine
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.packed_matmul_reference import packed_matmul_reference
 from dither.kernels.packing import packed_stride
@@ -49,6 +50,12 @@ class PackedMatrix:
             self.packed.data_ptr(), self._rows, columns, bits, self.scale.data_ptr(), SCALES[scale.dtype],
             0 if zeros is None else zeros.data_ptr(), 0.0 if isinstance(zero, Tensor) else float(zero), group,
         )  # fmt: skip
+
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """The decoded rows at ``index [N]``, ``[N, I]`` in ``dtype``, float32 or bfloat16."""
+        scale = self.scale[index]
+        zero = self.zero[index] if isinstance(self.zero, Tensor) else scale.new_full(scale.shape, self.zero, dtype=torch.float32)
+        return dequantize_affine(self.packed[index], self.bits, scale, zero, self.group, self.columns, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x [T, I]``, dense, float32 or bfloat16 -> ``[T, O]``. ValueError where it is something else, or wants a gradient."""

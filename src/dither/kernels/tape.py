@@ -29,6 +29,7 @@ FUNCTIONS = (
 BINARY = ("add", "sub", "mul", "div", "pow")
 REDUCTIONS = ("sum", "mean")
 WIDEST_HEAD = 512
+PANEL = 16  # keys that lie side by side
 _AXES = 4
 
 
@@ -97,10 +98,10 @@ class Tape:
         self._native.attend(layer, sizes, scale, ELEMENTS[q.dtype], *places, (y.data_ptr(), y.stride(0)))
 
     def run(self, layers: Sequence[int], length: int, capacity: int) -> None:
-        """``layers``: the addresses of each layer's keys ``[G, capacity, d]`` and values ``[G, capacity, e]``, one after the other, dense, with room
-        for token ``length``, which is this one. Not from two threads at once."""
-        if not 0 <= length < capacity:
-            raise ValueError(f"length: must be 0 .. {capacity - 1}, not {length}")
+        """``layers``: the addresses of each layer's keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``, one after the other,
+        dense, with room for token ``length``, which is this one. ``capacity`` is a multiple of `PANEL`. Not from two threads at once."""
+        if not 0 <= length < capacity or capacity % PANEL:
+            raise ValueError(f"length: must be 0 .. capacity - 1 and capacity a multiple of {PANEL}, not {length} and {capacity}")
         self._native.run(layers, length, capacity, isa(), threads())
 
     def _hold(self, *named: Any) -> None:

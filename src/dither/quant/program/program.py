@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from dither.kernels.tape import Tape
+from dither.kernels.tape import PANEL, Tape
 from dither.quant.program.instructions import Attend, Elementwise, Instruction, Multiply, Record
 from dither.quant.program.memory import Group, Memory
 
@@ -21,25 +21,33 @@ _SPARE = 64  # tokens that keys and values have room for at the least
 
 
 class KeysValues:
-    """Of one sequence: for each layer keys ``[G, capacity, d]`` and values ``[G, capacity, e]``. ``cache``: of transformers, whose tokens are
-    copied."""
+    """Of one sequence: for each layer keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``. ``cache``: of transformers, whose
+    tokens are copied."""
 
     def __init__(self, cache: DynamicCache) -> None:
         layers: list[Any] = list(cache.layers)
-        self.held: list[Tensor] = [t[0] for layer in layers for t in (layer.keys, layer.values)]
-        self.length = self.capacity = self.held[0].shape[1]
-        self._grow()
+        self.length = cache.get_seq_length()
+        self.capacity = _room(self.length)
+        self.held: list[Tensor] = []
+        for layer in layers:
+            keys, values = (t[0].new_zeros(t.shape[1], self.capacity, t.shape[3]) for t in (layer.keys, layer.values))  # [G, capacity, d]
+            keys[:, : self.length], values[:, : self.length] = layer.keys[0], layer.values[0]
+            self.held += [keys.unflatten(1, (-1, PANEL)).transpose(2, 3).contiguous(), values]
+        self.addresses = [t.data_ptr() for t in self.held]
 
     def make_room(self) -> None:
-        if self.length == self.capacity:
-            self._grow()
-
-    def _grow(self) -> None:
-        self.capacity = self.length + max(_SPARE, self.length // 8)
-        before, self.held = self.held, [t.new_empty(t.shape[0], self.capacity, t.shape[2]) for t in self.held]
+        if self.length < self.capacity:
+            return
+        before, self.capacity = self.held, _room(self.length)
+        self.held = [t.new_zeros(t.shape[0], self.capacity * t.shape[1] // self.length, *t.shape[2:]) for t in before]
         for new, old in zip(self.held, before, strict=True):
-            new[:, : self.length] = old[:, : self.length]
+            new[:, : old.shape[1]] = old
         self.addresses = [t.data_ptr() for t in self.held]
+
+
+def _room(length: int) -> int:
+    """For so many tokens and some more."""
+    return -(-(length + max(_SPARE, length // 8)) // PANEL) * PANEL
 
 
 class Program:

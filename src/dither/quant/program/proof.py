@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from dither.errors import ModelError
 from dither.kernels.extension import extension
-from dither.kernels.tape import ELEMENTS, Tape
+from dither.kernels.tape import ELEMENTS, PANEL, Tape
 from dither.quant.kv import KNOWN, attention_modules
 from dither.quant.program.instructions import Attend, Record, Unrecordable, same, storage
 from dither.quant.program.memory import element
@@ -112,8 +112,8 @@ def _proved(found: Record, layers: int) -> None:
     attended = {i.layer: i for i in found.instructions if isinstance(i, Attend)}
     if attended.keys() != set(range(layers)):
         raise Unrecordable("layers of its cache that no attention reads")
-    held = [torch.empty_like(x, memory_format=torch.contiguous_format) for i in range(layers) for x in (attended[i].k, attended[i].v)]
-    tape.run([t.data_ptr() for t in held], 0, 1)
+    held = [x.new_zeros(PANEL * x.numel()) for i in range(layers) for x in (attended[i].k, attended[i].v)]
+    tape.run([t.data_ptr() for t in held], 0, PANEL)
     for instruction in found.instructions:
         y, torchs = again(instruction.y).float(), instruction.y.float()
         if y.numel() and not bool((y - torchs).abs().max() <= _EACH[element(instruction.y)] * torchs.abs().max()):

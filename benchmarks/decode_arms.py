@@ -143,7 +143,7 @@ def main() -> None:
         if arm.runtime == "llama.cpp" and not Path(arm.model).is_file():
             raise SystemExit(f"{arm.model}: no such file")
         runtime = RUNTIMES[arm.runtime](arm)
-        runtime.measure(8, 4)  # what is made on first use
+        runtime.measure(8, 32)  # what is made on first use
         print(json.dumps({"bytes": runtime.nbytes}), file=out, flush=True)
         for line in sys.stdin:
             print(json.dumps(asdict(runtime.measure(*json.loads(line)))), file=out, flush=True)

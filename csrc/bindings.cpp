@@ -378,6 +378,7 @@ NB_MODULE(_C, m) {
     dither::bind_bessel(m);
     dither::bind_packed_gemm(m);
     dither::bind_softmax(m);
+    dither::bind_tape(m);
     m.def("isa", [](const std::string& name) { return dither::name_of(dither::parse_isa(name.c_str())); }, "name"_a);
     m.def("has_avx512_bf16", &dither::has_avx512_bf16);
     m.def("has_amx_bf16", &dither::has_amx_bf16);

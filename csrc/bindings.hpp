@@ -18,5 +18,6 @@ void bind_fwht(nb::module_& m);
 void bind_int8_matmul(nb::module_& m);
 void bind_packed_gemm(nb::module_& m);
 void bind_softmax(nb::module_& m);
+void bind_tape(nb::module_& m);
 
 }  // namespace dither

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dither.kernels.caches import cache_bytes
 from dither.kernels.checks import check, check_bits
+from dither.kernels.dequantize import dequantize_affine
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.packed_matmul_reference import packed_matmul_reference
 from dither.kernels.packing import packed_stride
@@ -28,7 +29,7 @@ from dither.kernels.packing import packed_stride
 FEW_ROWS = 8
 """Rows of x up to which the reading of weights takes the time; above, products do."""
 
-_SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def packed_matmul(x: Tensor, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int) -> Tensor:
@@ -50,16 +51,22 @@ class PackedMatrix:
             raise ValueError(f"group: must be at least 1, not {group}")
         check("packed", packed, (None, packed_stride(columns, bits)), (torch.uint8,))
         shape = (packed.shape[0], -(-columns // group))
-        check("scale", scale, shape, tuple(_SCALES))
+        check("scale", scale, shape, tuple(SCALES))
         if isinstance(zero, Tensor):
             check("zero", zero, shape, (torch.uint8,))
         self.packed, self.bits, self.scale, self.zero, self.group, self.columns = packed.detach(), bits, scale.detach(), zero, group, columns
         zeros = zero if isinstance(zero, Tensor) else None
         self._rows = self.packed.shape[0]
         self._weights = (
-            self.packed.data_ptr(), self._rows, columns, bits, self.scale.data_ptr(), _SCALES[scale.dtype],
+            self.packed.data_ptr(), self._rows, columns, bits, self.scale.data_ptr(), SCALES[scale.dtype],
             0 if zeros is None else zeros.data_ptr(), 0.0 if isinstance(zero, Tensor) else float(zero), group,
         )  # fmt: skip
+
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """The decoded rows at ``index [N]``, ``[N, I]`` in ``dtype``, float32 or bfloat16."""
+        scale = self.scale[index]
+        zero = self.zero[index] if isinstance(self.zero, Tensor) else scale.new_full(scale.shape, self.zero, dtype=torch.float32)
+        return dequantize_affine(self.packed[index], self.bits, scale, zero, self.group, self.columns, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x [T, I]``, dense, float32 or bfloat16 -> ``[T, O]``. ValueError where it is something else, or wants a gradient."""

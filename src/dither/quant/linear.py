@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dither.formats import QTensor, Scheme, WeightScheme
 from dither.kernels.extension import extension
 from dither.kernels.gpu.presence import has_triton
+from dither.kernels.packed_matmul import PackedMatrix
 from dither.quant.cpu_products import Kind, Multiply, cpu_kind
 from dither.quant.inputs import InputRounding
 from dither.quant.products import kernel_for, product
@@ -95,7 +96,7 @@ class QuantWeight(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.buffers(recurse=False)).device
+        return next(buffer for buffer in self._buffers.values() if buffer is not None).device
 
     def product(self, x: Tensor) -> Tensor | None:
         """``x [..., I] -> x W_hat^T`` by a kernel that reads codes, or None where decoding the weight is faster, or is all that can be done."""
@@ -107,9 +108,13 @@ class QuantWeight(nn.Module):
             return None
         if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes or torch.compiler.is_compiling():
             return None  # what traces sees the operations of `products`, or a decoded weight
+        return self.multiplier(kind)(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
+
+    def multiplier(self, kind: Kind) -> Multiply:
+        """The product with what is stored, made once."""
         if self._product is None:
             self._product = kind.product(self.qtensor(), self.rounding)
-        return self._product(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
+        return self._product
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kept = self._product = None
@@ -250,6 +255,11 @@ class QuantEmbedding(QuantWeight):
     def forward(self, index: Tensor) -> Tensor:
         if self._kept is not None and self._kept.dtype == self.dtype:
             return self._kept[index]
+        kind = self.cpu_kind
+        if kind is not None and self.multiplies_codes and self.dtype in (torch.float32, torch.bfloat16):
+            product = self.multiplier(kind)
+            if isinstance(product, PackedMatrix):
+                return product.rows(index.reshape(-1), self.dtype).view(*index.shape, self.embedding_dim)
         held = self.qtensor()
         if not isinstance(self.scheme, Scheme) or self.scheme.blocks.height != 1:  # rows share what they are stored as: decode all
             return held.dequantize(self.dtype)[index]

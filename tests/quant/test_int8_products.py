@@ -211,7 +211,7 @@ def test_a_language_model_of_integers(recipe: str) -> None:
 
     hooks = [m.register_forward_hook(compare) for m in layers.values()]
     found = perplexity(few, text, tokenizer, windows=1).perplexity
-    assert len(worst) == len(layers) and max(worst) < 1 and all(m._product is not None for m in layers.values())
+    assert len(worst) >= len(layers) and max(worst) < 1 and all(m._product is not None for m in layers.values())
     for hook in hooks:
         hook.remove()
     simulated_: dict[str, float] = {}

@@ -108,7 +108,7 @@ class QuantWeight(nn.Module):
             return None
         if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes or torch.compiler.is_compiling():
             return None  # what traces sees the operations of `products`, or a decoded weight
-        return self.multiplier(kind)(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
+        return self.multiplier(kind)(x.reshape(-1, columns).contiguous()).view(*x.shape[:-1], self.shape[0])
 
     def multiplier(self, kind: Kind) -> Multiply:
         """The product with what is stored, made once."""

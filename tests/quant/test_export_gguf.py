@@ -149,7 +149,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_transformers_gives_our_logits_to_the_last_bit(exported: dict[str, Any], name: str) -> None:
+def test_transformers_gives_our_logits(exported: dict[str, Any], name: str) -> None:
     from transformers import AutoModelForCausalLM
 
     pytest.importorskip("accelerate")

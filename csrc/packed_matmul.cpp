@@ -6,9 +6,7 @@
 
 namespace dither {
 
-namespace {
-
-PackedKernel choose([[maybe_unused]] const PackedMatmul& p, Isa isa) {
+PackedKernel packed_kernel([[maybe_unused]] const PackedMatmul& p, Isa isa) {
     switch (isa) {
 #ifdef DITHER_X86
         case Isa::avx512:
@@ -36,11 +34,9 @@ void sum_groups(const PackedMatmul& p, float* to) {
         }
 }
 
-}  // namespace
-
 void packed_matmul(PackedMatmul p, Isa isa, [[maybe_unused]] int threads) {
     if (p.rows == 0 || p.tokens == 0) return;
-    const PackedKernel kernel = choose(p, isa);
+    const PackedKernel kernel = packed_kernel(p, isa);
     const Scratch sums = allocate(sizeof(float) * p.tokens * p.groups + cache_line);  // vectors may read past the last one
     sum_groups(p, reinterpret_cast<float*>(sums.get()));
     p.sums = reinterpret_cast<const float*>(sums.get());

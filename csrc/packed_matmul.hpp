@@ -33,6 +33,8 @@ PackedKernel packed_kernel_avx512bf16(const PackedMatmul&);  // 2, 4 and 8 bits;
 PackedKernel packed_kernel_avx512vbmi(const PackedMatmul&);  // the other widths, likewise
 #endif
 
+PackedKernel packed_kernel(const PackedMatmul&, Isa isa);  // the best of them
+void sum_groups(const PackedMatmul&, float* to);          // `PackedMatmul::sums`
 void packed_matmul(PackedMatmul, Isa isa, int threads);
 
 }  // namespace dither

@@ -24,23 +24,6 @@ TapeKernel choose(Isa isa) {
     }
 }
 
-// as packed_matmul.cpp chooses
-PackedKernel choose_packed([[maybe_unused]] const PackedMatmul& p, Isa isa) {
-    switch (isa) {
-#ifdef DITHER_X86
-        case Isa::avx512:
-            if (has_avx512_bf16()) {
-                if (const PackedKernel found = packed_kernel_avx512bf16(p); found.rows) return found;
-                if (has_avx512_vbmi())
-                    if (const PackedKernel found = packed_kernel_avx512vbmi(p); found.rows) return found;
-            }
-            return packed_kernel_avx512();
-        case Isa::avx2: return packed_kernel_avx2();
-#endif
-        default: return packed_kernel_scalar();
-    }
-}
-
 std::size_t bytes_of(Element type) { return type == Element::float32 ? 4 : 2; }
 
 struct Team {
@@ -63,17 +46,6 @@ struct Room {
     int64_t logits_stride;
 };
 
-void sum_groups(const PackedMatmul& p, float* to) {
-    for (int64_t g = 0; g < p.groups; ++g) {
-        const float *x = p.x + g * p.group, *last = p.x + std::min((g + 1) * p.group, p.columns);
-        float lanes[8] = {};
-        for (; x + 8 <= last; x += 8)
-            for (int l = 0; l < 8; ++l) lanes[l] += x[l];
-        for (; x < last; ++x) lanes[0] += *x;
-        to[g] = ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
-    }
-}
-
 bool same_preparation(const PackedMatmul& a, const PackedMatmul& b) { return a.bits == b.bits && a.group == b.group; }
 
 // Products whose x is prepared alike stand behind one another; each such run of them waits for its own preparation.
@@ -92,7 +64,7 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
             like.x = x;
             like.sums = reinterpret_cast<const float*>(room.sums.get());
             like.ready = room.ready.get();
-            packed = choose_packed(like, isa);
+            packed = packed_kernel(like, isa);
 #ifdef DITHER_X86
             if (isa == Isa::avx512 && has_avx512_bf16()) short_rows = packed_row_avx512bf16(like);
 #endif
@@ -185,7 +157,7 @@ void Tape::run(const Attended* layers, int64_t length, int64_t capacity, Isa isa
             rows += one.packed ? one.codes.rows : one.dense.rows;
             if (!one.packed) continue;
             groups = std::max<std::size_t>(groups, one.codes.groups);
-            const PackedKernel packed = choose_packed(one.codes, isa);
+            const PackedKernel packed = packed_kernel(one.codes, isa);
             if (packed.ready_bytes) ready = std::max<std::size_t>(ready, packed.ready_bytes(one.codes));
         }
         outputs = std::max(outputs, rows);

@@ -18,12 +18,11 @@ from torch import Tensor
 from dither.kernels.checks import check, check_bits, check_finite
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.int8_matmul_reference import int8_matmul_reference
-from dither.kernels.packing import packed_stride
+from dither.kernels.packed_matmul import SCALES, check_weights
 from dither.kernels.round import SCALE_TYPES
 
 GRIDS = ("symmetric", "extremum", "asymmetric")  # in the order of csrc/int8_matmul.hpp
 MOST_COLUMNS = (2**31 - 1) // 255**2  # of a group whose sums an int32 holds
-_SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 @dataclass(frozen=True)
@@ -84,21 +83,16 @@ class Int8Matrix:
     """The weights of `int8_matmul`, checked once. They are not copied: what changes in them changes the products."""
 
     def __init__(self, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | int, group: int, columns: int, grid: TokenGrid) -> None:
-        check_bits(bits)
-        if group < 1 or min(group, columns) > MOST_COLUMNS:
+        if min(group, columns) > MOST_COLUMNS:
             raise ValueError(f"group: must be 1 .. {MOST_COLUMNS} columns, for sums in int32, not {group}")
-        check("packed", packed, (None, packed_stride(columns, bits)), (torch.uint8,))
-        shape = (packed.shape[0], -(-columns // group))
-        check("scale", scale, shape, tuple(_SCALES))
-        if isinstance(zero, Tensor):
-            check("zero", zero, shape, (torch.uint8,))
-        elif not 0 <= zero <= 255 or zero != int(zero):
+        check_weights(packed, bits, scale, zero, group, columns)
+        if not isinstance(zero, Tensor) and (not 0 <= zero <= 255 or zero != int(zero)):
             raise ValueError(f"zero: must be a code, 0 .. 255, not {zero}")
         self.packed, self.bits, self.scale, self.zero, self.group, self.columns = packed.detach(), bits, scale.detach(), zero, group, columns
         self.grid, self._rows = grid, packed.shape[0]
         zeros = zero if isinstance(zero, Tensor) else None
         self._weights = (
-            self.packed.data_ptr(), self._rows, columns, bits, self.scale.data_ptr(), _SCALES[scale.dtype],
+            self.packed.data_ptr(), self._rows, columns, bits, self.scale.data_ptr(), SCALES[scale.dtype],
             0 if zeros is None else zeros.data_ptr(), 0 if isinstance(zero, Tensor) else int(zero), group,
             GRIDS.index(grid.kind), grid.divisor, float(grid.lowest), float(grid.middle - 1), grid.middle, SCALE_TYPES.index(grid.scale),
         )  # fmt: skip

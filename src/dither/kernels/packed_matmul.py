@@ -42,18 +42,23 @@ def packed_matmul(x: Tensor, packed: Tensor, bits: int, scale: Tensor, zero: Ten
     return PackedMatrix(packed, bits, scale, zero, group, x.shape[1])(x)
 
 
+def check_weights(packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int, columns: int) -> None:
+    """Raises ValueError unless these are packed weights of so many columns with a scale, and a zero point, a group of a row."""
+    check_bits(bits)
+    if group < 1:
+        raise ValueError(f"group: must be at least 1, not {group}")
+    check("packed", packed, (None, packed_stride(columns, bits)), (torch.uint8,))
+    shape = (packed.shape[0], -(-columns // group))
+    check("scale", scale, shape, tuple(SCALES))
+    if isinstance(zero, Tensor):
+        check("zero", zero, shape, (torch.uint8,))
+
+
 class PackedMatrix:
     """The weights of `packed_matmul`, checked once. They are not copied: what changes in them changes the products."""
 
     def __init__(self, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int, columns: int) -> None:
-        check_bits(bits)
-        if group < 1:
-            raise ValueError(f"group: must be at least 1, not {group}")
-        check("packed", packed, (None, packed_stride(columns, bits)), (torch.uint8,))
-        shape = (packed.shape[0], -(-columns // group))
-        check("scale", scale, shape, tuple(SCALES))
-        if isinstance(zero, Tensor):
-            check("zero", zero, shape, (torch.uint8,))
+        check_weights(packed, bits, scale, zero, group, columns)
         self.packed, self.bits, self.scale, self.zero, self.group, self.columns = packed.detach(), bits, scale.detach(), zero, group, columns
         zeros = zero if isinstance(zero, Tensor) else None
         self._rows = self.packed.shape[0]

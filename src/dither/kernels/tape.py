@@ -6,7 +6,7 @@
 
 Numbers are float32 in registers and rounded to the type of y, float32 or bfloat16. Time is that of reading the matrices once; an instruction on a few
 hundred elements takes some tens of nanoseconds. Results do not depend on the number of threads. There is no torch reference: what is on a tape was
-done by torch before (`dither.quant.recording`), and is done so again where this extension is missing.
+done by torch before (`dither.quant.program`), and is done so again where this extension is missing.
 """
 
 from __future__ import annotations

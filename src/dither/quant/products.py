@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dither.quant.linear import QuantLinear
 
 
-
 def kernel_for(scheme: WeightScheme, inputs: InputRounding | None, columns: int) -> str | None:
     """ "packed", "int8", "float8", or None for a layer of ``columns`` inputs that decodes its weight."""
     if not isinstance(scheme, Scheme):

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import ModelError
+from dither.quant.attention_names import attention_configs, attention_named
 from dither.quant.cpu_products import FEW_ROWS
 from dither.quant.kv import KNOWN, attention_modules
 from dither.quant.stepping import Stepper
-from dither.serve.rows_cache import Attention, RowsCache, attention_configs, by_rows, make_growing
+from dither.serve.rows_cache import NAME, Attention, RowsCache, make_growing
 
 
 class Batch(ABC):
@@ -87,7 +88,7 @@ class SideBySide(Batch):
         cache = RowsCache([s.cache for s in sequences], self.inner)
         filling = [0] * (self.rows - len(tokens) if self.fill else 0)
         ids, position_ids = torch.tensor([[*tokens, *filling], [*places, *filling]], device=self.device)[:, None]
-        with by_rows(self.configs):
+        with attention_named(NAME, self.configs):
             output = self.model(input_ids=ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
         cache.check_read()
         return list(output.logits[0, : len(tokens)].float().cpu().unbind())

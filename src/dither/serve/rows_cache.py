@@ -11,8 +11,7 @@ nothing and come out as zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,25 +85,6 @@ def attend(
     output = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
     filling = query.shape[2] - len(rows)
     return F.pad(output, (0, 0, 0, 0, 0, filling)) if filling else output, None
-
-
-def attention_configs(model: nn.Module) -> list[Any]:
-    """The configs that name an attention, each once: for `by_rows`, which is entered at every step."""
-    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    return list({id(config): config for config in found if hasattr(config, "_attn_implementation")}.values())
-
-
-@contextmanager
-def by_rows(configs: Sequence[Any]) -> Iterator[None]:
-    """Within it, attention of the model with these `attention_configs` is `attend`, and no masks are made."""
-    before = [(c, c._attn_implementation_internal) for c in configs]
-    for config, _ in before:
-        config._attn_implementation_internal = NAME  # the setter would write through to those of parts
-    try:
-        yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
 
 
 AttentionInterface.register(NAME, attend)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from dither.quant.attention_names import attention_configs, attention_named
 from dither.quant.linear import QuantEmbedding, QuantLinear, SharedLinear
 from dither.quant.program.instructions import Record, Unrecordable
 from dither.quant.program.recorder import Recorder, live
@@ -91,21 +92,6 @@ def _seen(write: Callable[..., Tensor], module: nn.Module, forward: Callable[...
     return write(module, forward, args[0])
 
 
-@contextmanager
-def _named(model: nn.Module) -> Iterator[None]:
-    """Within it, the model's attention is `_attend`, and no masks are made."""
-    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    configs = {id(c): c for c in found if hasattr(c, "_attn_implementation")}.values()
-    before = [(c, c._attn_implementation_internal) for c in configs]
-    for config, _ in before:
-        config._attn_implementation_internal = ATTENTION  # the setter would write through to those of parts
-    try:
-        yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
-
-
 def record(model: nn.Module, layers: int, place: int) -> Record:
     """One token at ``place``, behind as many others, with a cache of so many layers. Raises Unrecordable."""
     with torch.inference_mode(False), torch.no_grad():
@@ -114,7 +100,7 @@ def record(model: nn.Module, layers: int, place: int) -> Record:
         cache = Cache(layers=[RecordedLayer(i, place) for i in range(layers)])
         _recorders.append(recorder)
         try:
-            with _modules(model, recorder), _named(model), recorder:
+            with _modules(model, recorder), attention_named(ATTENTION, attention_configs(model)), recorder:
                 recorder.record.logits = model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True).logits
         except Unrecordable:
             raise

@@ -63,7 +63,7 @@ Instruction = Elementwise | Multiply | Attend | Unknown
 
 @dataclass
 class Record:
-    """``inputs``: the rows that modules look up for the token's id or its place, in that order; ``place``: the token's place, as a number."""
+    """``lookups``: modules, what they look up ("id" or "place" of the token), and the row that they give; ``place``: the token's, as a number."""
 
     instructions: list[Instruction] = field(default_factory=list)
     lookups: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)

@@ -106,8 +106,8 @@ def _int8(held: QTensor, inputs: Inputs) -> Multiply:
     return multiply
 
 
-# Affine, for any number of rows: at 9 to 2048 the product takes less time than decoding and torch's linear, or about as much where bfloat16 meets
-# layers of a few hundred inputs (benchmarks/packed_gemm.py has every case), and it never holds a decoded weight.
+# Affine, for any number of rows: at 9 to 2048 the product takes less time than decoding and torch's linear, or as much to within 5 % where bfloat16
+# meets layers of a few hundred inputs (benchmarks/records/packed_gemm.json has every case), and it never holds a decoded weight.
 KINDS = (
     Kind("int8", _is_int8, _int8, most_rows=None, rounds=True, beats_kept=True),
     Kind("affine", lambda scheme, inputs, columns: _is_affine(scheme), _affine, most_rows=None),

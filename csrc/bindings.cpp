@@ -143,9 +143,9 @@ void bind_dequantize(nb::module_& m) {
 }
 
 // Called for every layer and token, so memory comes as addresses: taking five tensors apart costs as much as the product of a small layer.
-// scale_type: 0 float32, 1 float16, 2 bfloat16; zero: 0 for none. Shapes, types and density are checked in Python, which holds the tensors.
-void packed_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, uintptr_t zero, float middle,
-                   int64_t group, uintptr_t x, int64_t tokens, bool exact, uintptr_t y, const char* isa, int threads) {
+// scale_type: the number in `ScaleStorage`; zero, values: 0 for none. Shapes, types and density are checked in Python, which holds the tensors.
+void packed_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, float tensor_scale, uintptr_t values,
+                   uintptr_t zero, float middle, int64_t group, uintptr_t x, int64_t tokens, bool exact, uintptr_t y, const char* isa, int threads) {
     dither::PackedMatmul p{};
     p.rows = rows;
     p.columns = columns;
@@ -156,6 +156,8 @@ void packed_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits, ui
     p.packed = reinterpret_cast<const uint8_t*>(packed);
     p.scale = reinterpret_cast<const void*>(scale);
     p.scale_type = static_cast<dither::ScaleStorage>(scale_type);
+    p.tensor_scale = tensor_scale;
+    p.values = reinterpret_cast<const float*>(values);
     p.zero = reinterpret_cast<const uint8_t*>(zero);
     p.middle = middle;
     p.x = reinterpret_cast<const float*>(x);

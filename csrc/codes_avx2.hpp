@@ -26,10 +26,12 @@ struct Codes {
         mask = _mm256_set1_epi32((1 << bits) - 1);
     }
 
-    __m256 floats(const uint8_t* source) const {
+    __m256i indices(const uint8_t* source) const {
         const __m256i stream = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
-        return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(stream, bytes), shifts), mask));
+        return _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(stream, bytes), shifts), mask);
     }
+
+    __m256 floats(const uint8_t* source) const { return _mm256_cvtepi32_ps(indices(source)); }
 };
 
 }  // namespace

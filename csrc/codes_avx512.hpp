@@ -27,10 +27,12 @@ struct Codes {
         mask = _mm512_set1_epi32((1 << bits) - 1);
     }
 
-    __m512 floats(const uint8_t* source) const {
+    __m512i indices(const uint8_t* source) const {
         const __m512i stream = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
-        return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(_mm512_shuffle_epi8(stream, bytes), shifts), mask));
+        return _mm512_and_si512(_mm512_srlv_epi32(_mm512_shuffle_epi8(stream, bytes), shifts), mask);
     }
+
+    __m512 floats(const uint8_t* source) const { return _mm512_cvtepi32_ps(indices(source)); }
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "packed_matmul.hpp"
 
 #include <algorithm>
+#include <bit>
 
 #include "scratch.hpp"
 
@@ -8,19 +9,25 @@ namespace dither {
 
 namespace {
 
-PackedKernel choose([[maybe_unused]] const PackedMatmul& p, Isa isa) {
+[[maybe_unused]] bool fits_bfloat16(const PackedMatmul& p) {
+    uint32_t lost = 0;
+    for (int code = 0; p.values && code < 1 << p.bits; ++code) lost |= std::bit_cast<uint32_t>(p.values[code]) & 0xffff;
+    return !lost;
+}
+
+PackedKernel choose(const PackedMatmul& p, Isa isa) {
     switch (isa) {
 #ifdef DITHER_X86
         case Isa::avx512:
-            if (has_avx512_bf16()) {
+            if (has_avx512_bf16() && fits_bfloat16(p)) {
                 if (const PackedKernel found = packed_kernel_avx512bf16(p); found.rows) return found;
                 if (has_avx512_vbmi())
                     if (const PackedKernel found = packed_kernel_avx512vbmi(p); found.rows) return found;
             }
-            return packed_kernel_avx512();
-        case Isa::avx2: return packed_kernel_avx2();
+            return packed_kernel_avx512(p);
+        case Isa::avx2: return packed_kernel_avx2(p);
 #endif
-        default: return packed_kernel_scalar();
+        default: return packed_kernel_scalar(p);
     }
 }
 
@@ -42,7 +49,7 @@ void packed_matmul(PackedMatmul p, Isa isa, [[maybe_unused]] int threads) {
     if (p.rows == 0 || p.tokens == 0) return;
     const PackedKernel kernel = choose(p, isa);
     const Scratch sums = allocate(sizeof(float) * p.tokens * p.groups + cache_line);  // vectors may read past the last one
-    sum_groups(p, reinterpret_cast<float*>(sums.get()));
+    if (has_zeros(p)) sum_groups(p, reinterpret_cast<float*>(sums.get()));
     p.sums = reinterpret_cast<const float*>(sums.get());
     const Scratch ready = allocate(kernel.ready_bytes ? kernel.ready_bytes(p) : 0);
     if (kernel.prepare) kernel.prepare(p, ready.get());

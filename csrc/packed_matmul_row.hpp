@@ -1,4 +1,4 @@
-// One row of packed_matmul.hpp, written once for every vector type: L codes at a time to floats (`Codes<V>`), a product and sum for each token.
+// One row of packed_matmul.hpp, written once for every vector type: L codes at a time to their values (`Codes`), a product and sum for each token.
 // Groups that are no multiple of L, and the last columns, go one by one.
 #pragma once
 
@@ -16,6 +16,13 @@ inline float from_half(uint16_t h) {  // any finite one
     return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
 }
 
+inline float from_e8m0(uint8_t b) { return std::bit_cast<float>(b ? static_cast<uint32_t>(b) << 23 : 0x00400000u); }
+
+inline float from_e4m3(uint8_t b) {  // any finite one
+    const float magnitude = std::bit_cast<float>(static_cast<uint32_t>(b & 0x7f) << 20) * 0x1p120f;
+    return b & 0x80 ? -magnitude : magnitude;
+}
+
 inline void read_scales(const dither::PackedMatmul& p, int64_t o, float* to) {
     const int64_t first = o * p.groups;
     switch (p.scale_type) {
@@ -26,7 +33,14 @@ inline void read_scales(const dither::PackedMatmul& p, int64_t o, float* to) {
         case dither::ScaleStorage::bfloat16:
             for (int64_t g = 0; g < p.groups; ++g)
                 to[g] = std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(p.scale)[first + g]) << 16);
+            break;
+        case dither::ScaleStorage::e8m0:
+            for (int64_t g = 0; g < p.groups; ++g) to[g] = from_e8m0(static_cast<const uint8_t*>(p.scale)[first + g]);
+            break;
+        case dither::ScaleStorage::e4m3:
+            for (int64_t g = 0; g < p.groups; ++g) to[g] = from_e4m3(static_cast<const uint8_t*>(p.scale)[first + g]);
     }
+    for (int64_t g = 0; g < p.groups; ++g) to[g] *= p.tensor_scale;
 }
 
 // sum_g scale zero sum x: what the zero points take off
@@ -67,7 +81,7 @@ void row_of_tokens(const dither::PackedMatmul& p, const Codes& codes, int64_t o,
             for (int t = 0; t < T; ++t) total[t] = V::fmadd(scale, sum[t], total[t]);
         }
         for (; i < last; ++i) {
-            const float weight = scales[g] * code_at(from, end, i, p.bits);
+            const float weight = scales[g] * value_of(p, index_at(from, end, i, p.bits));
             for (int t = 0; t < T; ++t) rest[t] += weight * p.x[(t0 + t) * p.columns + i];
         }
     }
@@ -76,13 +90,13 @@ void row_of_tokens(const dither::PackedMatmul& p, const Codes& codes, int64_t o,
         total[t].store(lanes);
         float sum = rest[t];
         for (int l = 0; l < L; ++l) sum += lanes[l];
-        p.y[(t0 + t) * p.rows + o] = sum - taken_off(p, o, t0 + t, scales);
+        p.y[(t0 + t) * p.rows + o] = has_zeros(p) ? sum - taken_off(p, o, t0 + t, scales) : sum;
     }
 }
 
 template <class Codes, class V>
 void packed_rows(const dither::PackedMatmul& p, int64_t first, int64_t last, float* scales) {
-    const Codes codes(p.bits);
+    const Codes codes(p);
     for (int64_t o = first; o < last; ++o) {
         read_scales(p, o, scales);
         int64_t t = 0;

@@ -1,10 +1,12 @@
 """Products of a few rows with packed weights: what a layer does when a model reads one token at a time.
 
-    y[t, o] = sum_i scale[o, g] (code[o, i] - zero[o, g]) x[t, i],   g = i // group
+    y[t, o] = sum_i scale[o, g] (value(code[o, i]) - zero[o, g]) x[t, i],   g = i // group
 
-One C++ call that reads each weight once, ``bits / 8`` bytes, decodes it in registers and writes it nowhere: time is that of reading the weights from
-memory, up to some eight rows. Sums are float32. Codes of 2, 4 and 8 bits take bfloat16 products (each exact) on processors with
-AVX512_BF16; there a float32 x enters as the sum of two bfloat16 numbers, which is right to 2^-16 of each product.
+A code is its own value, or names one of a table of ``2^bits``: those of a small float, say. One C++ call that reads each weight once, ``bits / 8``
+bytes, decodes it in registers and writes it nowhere: time is that of reading the weights from memory, up to some eight rows. Sums are float32.
+Processors with AVX512_BF16 take bfloat16 products (each exact) where groups are multiples of a few columns and bfloat16 holds the values, as it does
+those of all `formats.Float`; there a float32 x enters as the sum of two bfloat16 numbers, which is right to 2^-16 of each product. Elsewhere, and for
+tables of 8 bits whose top bit is no sign, values and products are float32.
 """
 
 from __future__ import annotations
@@ -17,23 +19,29 @@ from dither.kernels.extension import extension, isa, threads
 from dither.kernels.packed_matmul_reference import packed_matmul_reference
 from dither.kernels.packing import packed_stride
 
-_SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float8_e8m0fnu: 3, torch.float8_e4m3fn: 4}
 
 
-def packed_matmul(x: Tensor, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int) -> Tensor:
+def packed_matmul(
+    x: Tensor, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int, *, values: Tensor | None = None, tensor_scale: float = 1.0
+) -> Tensor:
     """``x [T, I]`` float32 or bfloat16, ``packed [O, stride]`` uint8 (see `dither.kernels.packing`) -> ``[T, O]`` in the type of x.
 
-    ``scale [O, ceil(I / group)]`` float32, float16 or bfloat16; ``zero`` of that shape, uint8, or one number for all. No gradients. Raises
-    ValueError for other shapes, dtypes, widths and strides.
+    ``scale [O, ceil(I / group)]`` float32, float16, bfloat16, float8_e8m0fnu or float8_e4m3fn, times ``tensor_scale``; ``zero`` of that shape, uint8,
+    or one number for all; ``values [2^bits]`` float32, finite: what codes mean (None: themselves). No gradients. Raises ValueError for other shapes,
+    dtypes, widths and strides.
     """
     check("x", x, (None, None), (torch.float32, torch.bfloat16))
-    return PackedMatrix(packed, bits, scale, zero, group, x.shape[1])(x)
+    return PackedMatrix(packed, bits, scale, zero, group, x.shape[1], values=values, tensor_scale=tensor_scale)(x)
 
 
 class PackedMatrix:
     """The weights of `packed_matmul`, checked once. They are not copied: what changes in them changes the products."""
 
-    def __init__(self, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int, columns: int) -> None:
+    def __init__(
+        self, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | float, group: int, columns: int, *, values: Tensor | None = None,
+        tensor_scale: float = 1.0,
+    ) -> None:
         check_bits(bits)
         if group < 1:
             raise ValueError(f"group: must be at least 1, not {group}")
@@ -42,12 +50,18 @@ class PackedMatrix:
         check("scale", scale, shape, tuple(_SCALES))
         if isinstance(zero, Tensor):
             check("zero", zero, shape, (torch.uint8,))
+        if values is not None:
+            check("values", values, (1 << bits,), (torch.float32,))
+            if not bool(values.isfinite().all()):
+                raise ValueError("values: holds NaN or inf")
+        self.values, self.tensor_scale = values, tensor_scale
         self.packed, self.bits, self.scale, self.zero, self.group, self.columns = packed.detach(), bits, scale.detach(), zero, group, columns
         zeros = zero if isinstance(zero, Tensor) else None
         self._rows = self.packed.shape[0]
         self._weights = (
-            self.packed.data_ptr(), self._rows, columns, bits, self.scale.data_ptr(), _SCALES[scale.dtype],
-            0 if zeros is None else zeros.data_ptr(), 0.0 if isinstance(zero, Tensor) else float(zero), group,
+            self.packed.data_ptr(), self._rows, columns, bits, self.scale.data_ptr(), _SCALES[scale.dtype], tensor_scale,
+            0 if values is None else values.data_ptr(), 0 if zeros is None else zeros.data_ptr(),
+            0.0 if isinstance(zero, Tensor) else float(zero), group,
         )  # fmt: skip
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -58,7 +72,7 @@ class PackedMatrix:
             raise ValueError("x: products with packed weights have no gradient; decode the weights first")
         native = extension() if x.device.type == "cpu" else None
         if native is None:
-            return packed_matmul_reference(x, self.packed, self.bits, self.scale, self.zero, self.group)
+            return packed_matmul_reference(x, self.packed, self.bits, self.scale, self.zero, self.group, self.values, self.tensor_scale)
         exact = x.dtype == torch.float32
         wide, y = x if exact else x.float(), torch.empty(x.shape[0], self._rows)
         native.packed_matmul(*self._weights, wide.data_ptr(), x.shape[0], exact, y.data_ptr(), isa(), threads())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dither import kernels
-from dither.formats import Int, QTensor, Scheme, WeightScheme
+from dither.formats import Float, Int, QTensor, Scheme, WeightScheme
 from dither.quant.inputs import InputRounding
 
 FEW_ROWS = 8  # of x: what a step of generation has at most
@@ -60,4 +60,26 @@ def _affine(held: QTensor) -> Multiply:
     return kernels.PackedMatrix(held.stored["codes"], fmt.bits, held.stored["scale"], zero, held.grid.blocks.columns(columns), columns)
 
 
-KINDS = (Kind("affine", lambda scheme, inputs, columns: _is_affine(scheme), _affine),)
+def _is_float(scheme: WeightScheme) -> bool:
+    """Whether weights are small floats, on blocks and scales of any kind."""
+    return isinstance(scheme, Scheme) and isinstance(scheme.format, Float)
+
+
+def _float(held: QTensor) -> Multiply:
+    """Beside the stored tensors it holds what each code means and, where blocks are taller than a row, a scale for each row."""
+    fmt, blocks, (rows, columns) = held.grid.format, held.grid.blocks, held.shape
+    codes = torch.arange(1 << fmt.bits, dtype=torch.uint8)
+    values = fmt.decode(codes, {"scale": torch.ones(())})
+    scale = held.stored["scale"]
+    if blocks.height != 1:
+        scale = scale.view(torch.uint8)[blocks.row_groups(rows)].view(scale.dtype) if scale.element_size() == 1 else scale[blocks.row_groups(rows)]
+    tensor_scale = float(held.stored["global_scale"]) if "global_scale" in held.stored else 1.0
+    return kernels.PackedMatrix(
+        held.stored["codes"], fmt.bits, scale, 0.0, blocks.columns(columns), columns, values=values, tensor_scale=tensor_scale
+    )
+
+
+KINDS = (
+    Kind("affine", lambda scheme, inputs, columns: _is_affine(scheme), _affine),
+    Kind("float", lambda scheme, inputs, columns: _is_float(scheme), _float),
+)

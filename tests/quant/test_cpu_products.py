@@ -1,0 +1,151 @@
+"""Layers that multiply what is stored: against float64 with the decoded weight, and whole models against themselves without kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dither
+import tiny_folder
+import tiny_models
+from dither.formats import MXFP4, NVFP4, Float, QTensor, Scheme, WeightScheme, channel, group, tensor, tile
+from dither.kernels.extension import extension
+from dither.quant.cpu_products import FEW_ROWS, cpu_kind
+from dither.quant.linear import QuantLinear
+
+if extension() is None:
+    pytest.skip("the C++ extension is not installed", allow_module_level=True)
+
+FLOATS = [
+    Float(2, 1) @ group(32),
+    Float(2, 1, scale="bfloat16") @ group(20),  # ragged, and no multiple of anything
+    Float(2, 1, scale="float32") @ channel(),
+    MXFP4,
+    NVFP4,
+    Float(4, 3) @ group(128),
+    Float(4, 3) @ channel(),
+    Float(4, 3, nan=False) @ tensor(),
+    Float(5, 2, finite=False) @ group(64),
+    Float(3, 2) @ group(16),
+    Float(2, 3, scale="e8m0") @ group(24),
+    Float(1, 1) @ group(8),
+    Float(1, 0) @ group(16),
+    Float(3, 3) @ tile(8, 32),
+    Float(1, 6, nan=False, scale="e4m3") @ tensor(),
+    Float(7, 0, nan=False) @ channel(),
+]
+SHAPES = [(24, 40), (37, 257), (16, 576)]
+
+
+def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def stored(scheme: WeightScheme, rows: int, columns: int) -> QTensor:
+    """A random matrix in that storage."""
+    assert isinstance(scheme, Scheme)
+    w = matrix(rows, columns)
+    params = scheme.fit(w)
+    return QTensor.from_codes(scheme.encode(w, params), params, scheme)
+
+
+@pytest.fixture(params=("scalar", "avx2", "avx512"))
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DITHER_ISA", request.param)
+    try:
+        extension().isa(request.param)  # type: ignore[union-attr]
+    except ValueError as error:
+        pytest.skip(str(error))
+    return str(request.param)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scheme", FLOATS, ids=str)
+def test_layers_against_float64(isa: str, scheme: WeightScheme, shape: tuple[int, int]) -> None:
+    held, bias = stored(scheme, *shape), torch.randn(shape[0])
+    layer = QuantLinear.replace(held, bias)
+    weight = held.dequantize(torch.float32).double()
+    assert layer.multiplies_codes
+    for dtype, limit in ((torch.float32, 2.0**-17), (torch.bfloat16, 2.0**-7)):  # x as two bfloat16; y and its sum with the bias rounded
+        x = matrix(3, shape[1], seed=1).to(dtype)
+        with torch.no_grad():
+            found = layer(x.view(3, 1, -1))
+        assert layer._product is not None and found.dtype == dtype and found.shape == (3, 1, shape[0])
+        expected = x.double() @ weight.T + bias.to(dtype).double()
+        size = x.double().abs() @ weight.abs().T + bias.double().abs()
+        assert bool(((found[:, 0].double() - expected).abs() <= limit * size).all())
+
+
+@pytest.mark.parametrize("scheme", FLOATS, ids=str)
+def test_a_row_is_the_same_alone_beside_others_and_on_more_threads(isa: str, scheme: WeightScheme) -> None:
+    layer, x = QuantLinear.replace(stored(scheme, 37, 257), None), matrix(FEW_ROWS, 257, seed=1)
+    threads = torch.get_num_threads()
+    for given in (x, x.bfloat16()):
+        with torch.no_grad():
+            every = layer(given)
+            assert all(torch.equal(layer(given[t : t + 1])[0], every[t]) for t in range(FEW_ROWS))
+            assert torch.equal(layer(given[2:5]), every[2:5])
+            torch.set_num_threads(threads + 2)
+            assert torch.equal(layer(given), every)
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("scheme", FLOATS, ids=str)
+def test_what_is_loaded_later_is_what_is_multiplied(scheme: WeightScheme) -> None:
+    layer, x = QuantLinear.replace(stored(scheme, 24, 96), None), matrix(2, 96, seed=1)
+    other = stored(scheme, 24, 96)
+    codes = other.stored["codes"].flip(0).contiguous()
+    with torch.no_grad():
+        first = layer(x)
+        layer.load_state_dict({**other.tensors(), "codes": codes})
+        assert not torch.equal(layer(x), first)
+        weight = layer.dequantize(torch.float32).double()
+        torch.testing.assert_close(layer(x).double(), x.double() @ weight.T, rtol=1e-4, atol=1e-4 * float(weight.abs().max()))
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "fp4": {"format": "fp4", "group": 16},
+    "fp8": {"format": "fp8", "group": None},
+    "mxfp4": {"format": "mxfp4"},
+    "nvfp4": {"format": "nvfp4"},
+}
+
+
+def margins(model: nn.Module, ids: Tensor, start: int) -> Tensor:
+    """By how much the best token leads, behind each position from ``start - 1`` on, over the spread of its logits."""
+    with torch.no_grad():
+        logits = model(ids[None], use_cache=False).logits[0, start - 1 : -1].double()
+    best = logits.topk(2, dim=-1).values
+    return (best[:, 0] - best[:, 1]) / logits.std(-1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_checkpoint_writes_the_same_text_with_and_without_kernels(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny_models.build("llama")
+    for parameter in model.parameters():
+        parameter.data *= 2
+    model.save_pretrained(tmp_path / "float")
+    tiny_folder.tokenizer().save_pretrained(tmp_path / "float")
+    dither.quantize(tmp_path / "float", dither.recipes.RTN(**RECIPES[name]), None, tmp_path / "out")
+    ids, texts = torch.tensor([[5, 17, 9, 40]]), []
+    for path in ("", "reference"):
+        monkeypatch.setenv("DITHER_KERNELS", path)
+        loaded, _ = dither.load(tmp_path / "out", dtype=torch.float32)
+        layers = [m for m in loaded.modules() if isinstance(m, QuantLinear)]
+        texts.append(loaded.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, eos_token_id=None)[0])
+        assert layers and all((m._product is not None) == (not path) for m in layers)
+    sure = margins(loaded, texts[1], ids.shape[1]) > 1e-3
+    clear = int(sure.cumprod(0).sum())  # tokens up to the first near tie
+    assert clear >= 8
+    assert torch.equal(texts[0][: ids.shape[1] + clear], texts[1][: ids.shape[1] + clear])
+
+
+def test_what_has_no_kernel() -> None:
+    from dither.formats import Int
+
+    assert cpu_kind(Int(4, zero="float") @ group(20), None, 40) is None
+    assert cpu_kind(Int(4) @ tile(8, 8), None, 40) is None

@@ -377,6 +377,7 @@ NB_MODULE(_C, m) {
     m.def("places", &places, "low"_a.noconvert(), "low_bits"_a, "high"_a.noconvert(), "count"_a, "columns"_a, "listed"_a,
           "bitmap"_a.noconvert());
     dither::bind_bessel(m);
+    dither::bind_lookup(m);
     dither::bind_softmax(m);
     m.def("isa", [](const std::string& name) { return dither::name_of(dither::parse_isa(name.c_str())); }, "name"_a);
     m.def("has_avx512_bf16", &dither::has_avx512_bf16);

@@ -15,6 +15,7 @@ using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void bind_bessel(nb::module_& m);
 void bind_fwht(nb::module_& m);
+void bind_lookup(nb::module_& m);
 void bind_softmax(nb::module_& m);
 
 }  // namespace dither

@@ -19,4 +19,7 @@ bool has_avx512_bf16();
 // vpermb: any bytes of a vector in any order.
 bool has_avx512_vbmi();
 
+// vpexpandb: the bytes of a vector to places that a mask names; and vpermb.
+bool has_avx512_vbmi2();
+
 }  // namespace dither

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import dither
 import tiny_folder
 import tiny_models
-from dither.formats import MXFP4, NVFP4, Float, QTensor, Scheme, WeightScheme, channel, group, tensor, tile
+from dither.formats import MXFP4, NVFP4, Float, PartialBinary, QTensor, Scheme, WeightScheme, channel, group, tensor, tile
 from dither.kernels.extension import extension
 from dither.quant.cpu_products import FEW_ROWS, cpu_kind
 from dither.quant.linear import QuantLinear
@@ -38,6 +38,15 @@ FLOATS = [
     Float(1, 6, nan=False, scale="e4m3") @ tensor(),
     Float(7, 0, nan=False) @ channel(),
 ]
+PARTIAL = [
+    PartialBinary(0.1),
+    PartialBinary(0.3, mask="flat"),
+    PartialBinary(0.95, high_bits=5),
+    PartialBinary(0.05, high_bits=2),
+    PartialBinary(0.0),
+    PartialBinary(1.0),
+]
+ALL = [*FLOATS, *PARTIAL]
 SHAPES = [(24, 40), (37, 257), (16, 576)]
 
 
@@ -47,10 +56,22 @@ def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
 
 def stored(scheme: WeightScheme, rows: int, columns: int) -> QTensor:
     """A random matrix in that storage."""
-    assert isinstance(scheme, Scheme)
     w = matrix(rows, columns)
+    if isinstance(scheme, PartialBinary):
+        return partial(scheme, w)
+    assert isinstance(scheme, Scheme)
     params = scheme.fit(w)
     return QTensor.from_codes(scheme.encode(w, params), params, scheme)
+
+
+def partial(scheme: PartialBinary, w: Tensor) -> QTensor:
+    binary, groups = scheme.choose(w.abs()), w.shape[1] // scheme.width(w.shape[1])
+    g = torch.Generator().manual_seed(1)
+    wide = torch.randint(0, 1 << scheme.high_bits, w.shape, generator=g)
+    codes = torch.where(binary, (w > 0).long(), wide).to(torch.uint8)
+    zero = torch.randint(0, 1 << scheme.high_bits, (len(w),), generator=g)
+    alpha, mu = torch.rand(len(w), groups, generator=g) + 0.5, torch.randn(len(w), groups, generator=g) / 10
+    return scheme.pack(binary, codes, alpha, mu, torch.rand(len(w), generator=g) / 50 + 0.01, zero)
 
 
 @pytest.fixture(params=("scalar", "avx2", "avx512"))
@@ -64,7 +85,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("scheme", FLOATS, ids=str)
+@pytest.mark.parametrize("scheme", ALL, ids=str)
 def test_layers_against_float64(isa: str, scheme: WeightScheme, shape: tuple[int, int]) -> None:
     held, bias = stored(scheme, *shape), torch.randn(shape[0])
     layer = QuantLinear.replace(held, bias)
@@ -80,7 +101,7 @@ def test_layers_against_float64(isa: str, scheme: WeightScheme, shape: tuple[int
         assert bool(((found[:, 0].double() - expected).abs() <= limit * size).all())
 
 
-@pytest.mark.parametrize("scheme", FLOATS, ids=str)
+@pytest.mark.parametrize("scheme", ALL, ids=str)
 def test_a_row_is_the_same_alone_beside_others_and_on_more_threads(isa: str, scheme: WeightScheme) -> None:
     layer, x = QuantLinear.replace(stored(scheme, 37, 257), None), matrix(FEW_ROWS, 257, seed=1)
     threads = torch.get_num_threads()
@@ -94,25 +115,28 @@ def test_a_row_is_the_same_alone_beside_others_and_on_more_threads(isa: str, sch
             torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("scheme", FLOATS, ids=str)
+@pytest.mark.parametrize("scheme", ALL, ids=str)
 def test_what_is_loaded_later_is_what_is_multiplied(scheme: WeightScheme) -> None:
     layer, x = QuantLinear.replace(stored(scheme, 24, 96), None), matrix(2, 96, seed=1)
     other = stored(scheme, 24, 96)
-    codes = other.stored["codes"].flip(0).contiguous()
+    name = "codes" if "codes" in other.stored else "signs"
+    flipped = other.stored[name].flip(0).contiguous()
     with torch.no_grad():
         first = layer(x)
-        layer.load_state_dict({**other.tensors(), "codes": codes})
+        layer.load_state_dict({**other.tensors(), name: flipped})
         assert not torch.equal(layer(x), first)
         weight = layer.dequantize(torch.float32).double()
         torch.testing.assert_close(layer(x).double(), x.double() @ weight.T, rtol=1e-4, atol=1e-4 * float(weight.abs().max()))
 
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "fp4": {"format": "fp4", "group": 16},
-    "fp8": {"format": "fp8", "group": None},
-    "mxfp4": {"format": "mxfp4"},
-    "nvfp4": {"format": "nvfp4"},
+RECIPES: dict[str, Any] = {
+    "fp4": dither.recipes.RTN(format="fp4", group=16),
+    "fp8": dither.recipes.RTN(format="fp8", group=None),
+    "mxfp4": dither.recipes.RTN(format="mxfp4"),
+    "nvfp4": dither.recipes.RTN(format="nvfp4"),
+    "pb-llm": dither.recipes.PBLLM(salient=0.2),
 }
+TOKENS = torch.arange(3, 67).view(4, 16)
 
 
 def margins(model: nn.Module, ids: Tensor, start: int) -> Tensor:
@@ -130,7 +154,7 @@ def test_a_checkpoint_writes_the_same_text_with_and_without_kernels(name: str, t
         parameter.data *= 2
     model.save_pretrained(tmp_path / "float")
     tiny_folder.tokenizer().save_pretrained(tmp_path / "float")
-    dither.quantize(tmp_path / "float", dither.recipes.RTN(**RECIPES[name]), None, tmp_path / "out")
+    dither.quantize(tmp_path / "float", RECIPES[name], TOKENS, tmp_path / "out")
     ids, texts = torch.tensor([[5, 17, 9, 40]]), []
     for path in ("", "reference"):
         monkeypatch.setenv("DITHER_KERNELS", path)

@@ -20,6 +20,7 @@ from dither.kernels.hadamard import hadamard_rows
 from dither.kernels.packed_matmul import PackedMatrix, packed_matmul
 from dither.kernels.packing import pack_rows, packed_stride, unpack_rows
 from dither.kernels.partial import dequantize_partial, places_to_bitmap
+from dither.kernels.partial_matmul import PartialMatrix
 from dither.kernels.round import round_affine, round_to_one_grid
 from dither.kernels.softmax import (
     SOFTMAX_ALGORITHMS,
@@ -33,7 +34,7 @@ from dither.kernels.wide import pack_wide, unpack_wide
 
 __all__ = [
     "SOFTMAX_ALGORITHMS",
-    "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "PackedMatrix", "TableGrid", "backend", "cache_bytes", "causal_attention",
+    "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "PackedMatrix", "PartialMatrix", "TableGrid", "backend", "cache_bytes", "causal_attention",
     "decode_codebook",
     "dequantize_affine", "dequantize_partial",
     "fwht_rows", "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "log_softmax_rows", "logsumexp_rows",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dither import kernels
-from dither.formats import Float, Int, QTensor, Scheme, WeightScheme
+from dither.formats import Float, Int, PartialBinary, QTensor, Scheme, WeightScheme
 from dither.quant.inputs import InputRounding
 
 FEW_ROWS = 8  # of x: what a step of generation has at most
@@ -79,7 +79,15 @@ def _float(held: QTensor) -> Multiply:
     )
 
 
+def _partial(held: QTensor) -> Multiply:
+    """Beside the stored tensors it holds the bitmap of salient weights, where they are stored as a list, and levels and scales in float32."""
+    scheme = held.scheme
+    assert isinstance(scheme, PartialBinary)
+    return kernels.PartialMatrix(*scheme.parts(held.stored, held.shape))
+
+
 KINDS = (
     Kind("affine", lambda scheme, inputs, columns: _is_affine(scheme), _affine),
     Kind("float", lambda scheme, inputs, columns: _is_float(scheme), _float),
+    Kind("partial", lambda scheme, inputs, columns: isinstance(scheme, PartialBinary), _partial),
 )

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dither.kernels import AffineGrid, MixedGrid, PartialMatrix, dequantize_partial, gptq_columns, pack_rows, places_to_bitmap
+from dither.kernels import (
+    AffineGrid,
+    MixedGrid,
+    PartialMatrix,
+    dequantize_partial,
+    gptq_columns,
+    pack_rows,
+    places_to_bitmap,
+)
 from dither.kernels.gptq import gptq_errors
 from kernels.problems import affine_grid, factor, hessian, unaligned
 
@@ -115,7 +123,8 @@ def product_of(made: Stored, **other: Tensor | None) -> PartialMatrix:
     given = {name: getattr(made, name) for name in ("mask", "plane", "codes", "offsets")} | other
     assert given["plane"] is not None
     return PartialMatrix(
-        given["mask"], given["plane"], made.low, made.high, given["codes"], made.bits, given["offsets"], made.scale, made.zero, made.group, made.columns
+        given["mask"], given["plane"], made.low, made.high, given["codes"], made.bits, given["offsets"], made.scale, made.zero,
+        made.group, made.columns,
     )
 
 

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 import dither
 import tiny_folder
 import tiny_models
-from dither.formats import MXFP4, NVFP4, Float, PartialBinary, QTensor, Scheme, WeightScheme, channel, group, tensor, tile
+from dither.formats import (
+    MXFP4,
+    NVFP4,
+    Float,
+    PartialBinary,
+    QTensor,
+    Scheme,
+    WeightScheme,
+    channel,
+    group,
+    tensor,
+    tile,
+)
 from dither.kernels.extension import extension
 from dither.quant.cpu_products import FEW_ROWS, cpu_kind
 from dither.quant.linear import QuantLinear

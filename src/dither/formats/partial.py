@@ -191,7 +191,7 @@ class PartialBinary(WeightScheme):
     def parts(
         self, stored: Mapping[str, Tensor], shape: tuple[int, int]
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor | None, int, Tensor | None, Tensor, Tensor, int, int]:
-        """What `kernels.dequantize_partial` and `kernels.PartialMatrix` take: the bitmap of M made from its list, levels and zero points as numbers."""
+        """What `kernels.dequantize_partial` and `kernels.PartialMatrix` take: M as a bitmap, levels and zero points as numbers."""
         rows, columns = shape
         plane = stored["signs"]
         zeros = torch.zeros(rows, max(columns // self.width(columns), 1), device=plane.device)

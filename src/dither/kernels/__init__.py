@@ -10,6 +10,7 @@ from __future__ import annotations
 from dither.kernels.attention import causal_attention
 from dither.kernels.caches import cache_bytes
 from dither.kernels.codebook import decode_codebook, nearest_centroids, sweep_columns
+from dither.kernels.codebook_matmul import CodebookMatrix
 from dither.kernels.dequantize import dequantize_affine
 from dither.kernels.extension import backend
 from dither.kernels.fwht import fwht_rows
@@ -34,7 +35,8 @@ from dither.kernels.wide import pack_wide, unpack_wide
 
 __all__ = [
     "SOFTMAX_ALGORITHMS",
-    "AffineGrid", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "PackedMatrix", "PartialMatrix", "TableGrid", "backend", "cache_bytes", "causal_attention",
+    "AffineGrid", "CodebookMatrix", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "PackedMatrix", "PartialMatrix", "TableGrid",
+    "backend", "cache_bytes", "causal_attention",
     "decode_codebook",
     "dequantize_affine", "dequantize_partial",
     "fwht_rows", "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "log_softmax_rows", "logsumexp_rows",

@@ -3,8 +3,8 @@
     y[t, o] = sum_i w[o, i] x[t, i],   w = high or low where mask, scale (code - zero) elsewhere
 
 It reads two bits a weight and ``bits - 1`` a salient one. With AVX-512 VBMI2, and groups of whole sixteens, codes are spread to their columns in
-registers: seven operations on sixteen weights and one more a row of x. Otherwise a row of weights at a time is decoded, within the caches. Weights are
-the float32 numbers of `kernels.dequantize_partial`, and so are products and sums.
+registers: seven operations on sixteen weights and one more a row of x. Otherwise a row of weights at a time is decoded, within the caches. Weights,
+products and sums are float32, the weights those of `kernels.dequantize_partial`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dither.kernels.partial_matmul_reference import partial_matmul_reference
 
 
 class PartialMatrix:
-    """The weights, in the parts that `kernels.dequantize_partial` takes and explains; they are checked here, and those that are no float32 numbers are
-    not copied. ValueError for parts that do not fit one another."""
+    """The weights, in the parts that `kernels.dequantize_partial` takes and explains. Bits and codes are not copied. ValueError for parts that do not
+    fit one another."""
 
     def __init__(
         self, mask: Tensor | None, plane: Tensor, low: Tensor, high: Tensor, codes: Tensor | None, bits: int, offsets: Tensor | None,

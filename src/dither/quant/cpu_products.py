@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dither import kernels
-from dither.formats import Float, Int, PartialBinary, QTensor, Scheme, WeightScheme
+from dither.formats import Codebook, Float, Int, PartialBinary, QTensor, Scheme, WeightScheme
 from dither.quant.inputs import InputRounding
 
 FEW_ROWS = 8  # of x: what a step of generation has at most
@@ -79,6 +79,16 @@ def _float(held: QTensor) -> Multiply:
     )
 
 
+def _codebook(held: QTensor) -> Multiply:
+    """Beside the stored tensors it holds the books, places, groups and scales as numbers of 32 bits."""
+    assert isinstance(held.scheme, Codebook)
+    matrix: kernels.CodebookMatrix | None = None
+    for part in reversed(held.scheme.parts(held.stored, held.shape)):
+        matrix = kernels.CodebookMatrix(**part, columns=held.shape[1], beside=matrix)
+    assert matrix is not None
+    return matrix
+
+
 def _partial(held: QTensor) -> Multiply:
     """Beside the stored tensors it holds the bitmap of salient weights, where they are stored as a list, and levels and scales in float32."""
     scheme = held.scheme
@@ -89,5 +99,6 @@ def _partial(held: QTensor) -> Multiply:
 KINDS = (
     Kind("affine", lambda scheme, inputs, columns: _is_affine(scheme), _affine),
     Kind("float", lambda scheme, inputs, columns: _is_float(scheme), _float),
+    Kind("codebook", lambda scheme, inputs, columns: isinstance(scheme, Codebook), _codebook),
     Kind("partial", lambda scheme, inputs, columns: isinstance(scheme, PartialBinary), _partial),
 )

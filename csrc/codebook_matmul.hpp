@@ -3,9 +3,9 @@
 //     y[r v .. r v + v - 1] = sum_j x_j scale_j (C[g][code_rj] + R[g][code'_rj])  +  sum_j x_j bias_j
 //
 // The sums could be cut the other way, gathering for each entry the inputs that name it, h_a = sum_{j: code_rj = a} x_j, and then sum_a h_a C[a]: N
-// additions and k v multiply-adds a row of vectors instead of N v multiply-adds. But a vector register does up to 16 of the latter at once, and each of
-// the N additions reads and writes memory: it could only pay for vectors longer than a register. A table of x_j C[a], for all a, would save nothing:
-// looking a product up and adding it costs what looking the entry up and multiplying it does.
+// additions and k v multiply-adds a row of vectors and token, instead of N v multiply-adds. But a register does 16 of the latter at once, so both take
+// about one step an index, and the additions write memory: that could only pay for vectors longer than a register. A table of x_j C[a], for all a,
+// would save nothing: looking a product up and adding it costs what looking the entry up and multiplying it does.
 #pragma once
 
 #include <cstdint>
@@ -31,13 +31,17 @@ struct CodebookMatmul {
     bool add;        // to what y holds
     float* y;        // [T, rows]
     // made by `codebook_matmul`:
-    const float* ready;   // x scale in the order of codes, tokens in tiles of four and then single ones: [tile][count][tokens of the tile]
+    const float* ready;   // x scale in the order of codes, in tiles of tokens (`tile_of`): [tile][count][tokens of the tile]
     const float* offset;  // [T]: sum of x bias
 };
 
 inline constexpr int64_t book_rows = 4, book_columns = 256;  // rows of vectors, and codes of each, that are unpacked at a time
 
-using CodebookRows = void (*)(const CodebookMatmul&, int64_t first, int64_t last, float* totals);  // of vectors; totals: [T, book_rows, width]
+// Tokens that are multiplied at once, with zeros for those that are missing.
+inline constexpr int64_t tile_of(int64_t left) { return left > 4 ? 8 : left > 1 ? 4 : 1; }
+inline constexpr int64_t tiled(int64_t tokens) { return tokens / 8 * 8 + (tokens % 8 ? tile_of(tokens % 8) : 0); }
+
+using CodebookRows = void (*)(const CodebookMatmul&, int64_t first, int64_t last, float* totals);  // of vectors; totals: [tiled(T), book_rows, width]
 
 CodebookRows codebook_rows_scalar(int64_t width);
 #ifdef DITHER_X86

@@ -3,6 +3,6 @@
 
 namespace dither {
 
-CodebookRows codebook_rows_avx2(int64_t width) { return width == 4 ? codebook_rows<Four> : codebook_rows<Eight>; }
+CodebookRows codebook_rows_avx2(int64_t width) { return width == 4 ? codebook_rows<Four, Eight<2>> : codebook_rows<Eight<1>, Eight<1>>; }
 
 }  // namespace dither

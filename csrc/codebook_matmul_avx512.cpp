@@ -5,7 +5,11 @@
 namespace dither {
 
 CodebookRows codebook_rows_avx512(int64_t width) {
-    return width == 4 ? codebook_rows<Four> : width == 8 ? codebook_rows<Eight> : codebook_rows<F32>;
+    switch (width) {
+        case 4: return codebook_rows<Four, Sixteen<4>>;
+        case 8: return codebook_rows<Eight<1>, Sixteen<2>>;
+        default: return codebook_rows<Single<F32>, Single<F32>>;
+    }
 }
 
 }  // namespace dither

@@ -1,5 +1,5 @@
-// Rows of codebook_matmul.hpp, written once for every vector type. Indices of four rows and 256 columns become offsets into the books; then each column
-// costs a vector of x for every token, and for every row a vector of the book (two, with residuals) and a multiply-add.
+// Rows of codebook_matmul.hpp, written once for every vector type. Indices of four rows and 256 columns become offsets into the books; then a column
+// costs a vector of x for every token (or several of them), and for every row a vector of the book (two, with residuals) and a multiply-add.
 #pragma once
 
 #include <cstring>
@@ -57,52 +57,80 @@ void unpack(const CodebookMatmul& p, int64_t row, int64_t j0, int64_t count, int
     }
 }
 
-// Lanes [l, l + L) of R rows from r0 on, on T tokens; x [count, T]. Sums of a block of columns are added to totals [.., book_rows, width].
+// A vector type with one token in its lanes. Others hold an entry several times over, with a token for each.
+template <class V>
+struct Single {
+    static constexpr int lanes = V::lanes, tokens = 1;
+    V v;
+    static Single zero() { return {V::set1(0)}; }
+    static Single entry(const float* p) { return {V::load(p)}; }
+    static Single inputs(const float* x) { return {V::set1(*x)}; }
+    void store(float* p) const { v.store(p); }
+    friend Single operator+(Single a, Single b) { return {a.v + b.v}; }
+    static Single fmadd(Single a, Single b, Single c) { return {V::fmadd(a.v, b.v, c.v)}; }
+};
+
+// Lanes [l, l + L) of R rows from r0 on, on T tokens; x [count, T]. Sums of a block of columns are added to totals [T, book_rows, width]. Each lane sums
+// in the order of columns, however many tokens there are.
 template <class V, int R, int T, bool two>
 void multiply(const CodebookMatmul& p, const Offsets& offsets, int r0, int64_t count, const float* x, int64_t l, float* totals) {
+    constexpr int S = T / V::tokens, L = V::lanes;
     const float *const book = p.centroids + l, *const other = p.residuals + l;
-    V sum[R][T];
+    V sum[R][S];
     for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) sum[r][t] = V::set1(0);
+        for (int s = 0; s < S; ++s) sum[r][s] = V::zero();
     for (int64_t j = 0; j < count; ++j, x += T) {
-        V input[T];
-        for (int t = 0; t < T; ++t) input[t] = V::set1(x[t]);
+        V input[S];
+        for (int s = 0; s < S; ++s) input[s] = V::inputs(x + s * V::tokens);
         for (int r = 0; r < R; ++r) {
-            V entry = V::load(book + offsets.main[r0 + r][j]);
-            if constexpr (two) entry = entry + V::load(other + offsets.residual[r0 + r][j]);
-            for (int t = 0; t < T; ++t) sum[r][t] = V::fmadd(entry, input[t], sum[r][t]);
+            V entry = V::entry(book + offsets.main[r0 + r][j]);
+            if constexpr (two) entry = entry + V::entry(other + offsets.residual[r0 + r][j]);
+            for (int s = 0; s < S; ++s) sum[r][s] = V::fmadd(entry, input[s], sum[r][s]);
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) {
-            float* const to = totals + (t * book_rows + r0 + r) * p.width + l;
-            (V::load(to) + sum[r][t]).store(to);
+        for (int s = 0; s < S; ++s) {
+            float found[V::tokens * L];
+            sum[r][s].store(found);
+            for (int t = 0; t < V::tokens; ++t)
+                for (int k = 0; k < L; ++k) totals[((s * V::tokens + t) * book_rows + r0 + r) * p.width + l + k] += found[t * L + k];
         }
 }
 
-template <class V, bool two>
+template <class V, int T, bool two>
+void tile(const CodebookMatmul& p, const Offsets& offsets, int64_t count, const float* x, int64_t l, float* totals) {
+    constexpr int sums = T / V::tokens, held = V::lanes * V::tokens == 16 ? 16 : 8;  // of 32 and of 16 registers
+    constexpr int R = sums * 4 <= held ? 4 : held / sums;
+    static_assert(book_rows % R == 0);
+    for (int r = 0; r < book_rows; r += R) multiply<V, R, T, two>(p, offsets, r, count, x, l, totals);
+}
+
+template <class One, class Many, bool two>
 void block(const CodebookMatmul& p, const Offsets& offsets, int64_t j0, int64_t count, float* totals) {
-    for (int64_t l = 0; l < p.width; l += V::lanes) {
-        int64_t t = 0;
-        for (; t + 4 <= p.tokens; t += 4) {
-            const float* const x = p.ready + t * p.count + j0 * 4;
-            for (int r = 0; r < book_rows; r += 2) multiply<V, 2, 4, two>(p, offsets, r, count, x, l, totals + t * book_rows * p.width);
+    for (int64_t l = 0; l < p.width; l += One::lanes)
+        for (int64_t t = 0, some; t < p.tokens; t += some) {
+            some = dither::tile_of(p.tokens - t);
+            const float* const x = p.ready + t * p.count + j0 * some;
+            float* const to = totals + t * book_rows * p.width;
+            switch (some) {
+                case 8: tile<Many, 8, two>(p, offsets, count, x, l, to); break;
+                case 4: tile<Many, 4, two>(p, offsets, count, x, l, to); break;
+                default: tile<One, 1, two>(p, offsets, count, x, l, to);
+            }
         }
-        for (; t < p.tokens; ++t) multiply<V, 4, 1, two>(p, offsets, 0, count, p.ready + t * p.count + j0, l, totals + t * book_rows * p.width);
-    }
 }
 
-template <class V, bool two>
+template <class One, class Many, bool two>
 void all_rows(const CodebookMatmul& p, int64_t first, int64_t last, float* totals) {
     Offsets offsets;
     for (int64_t row = first; row < last; row += book_rows) {
         const int64_t some = last - row < book_rows ? last - row : book_rows;
-        std::memset(totals, 0, sizeof(float) * p.tokens * book_rows * p.width);
+        std::memset(totals, 0, sizeof(float) * dither::tiled(p.tokens) * book_rows * p.width);
         for (int64_t j = 0; j < p.count; j += book_columns) {
             const int64_t count = p.count - j < book_columns ? p.count - j : book_columns;
             for (int64_t r = 0; r < book_rows; ++r)  // rows that are missing repeat the last one
                 unpack<two>(p, row + (r < some ? r : some - 1), j, count, offsets.main[r], offsets.residual[r]);
-            block<V, two>(p, offsets, j, count, totals);
+            block<One, Many, two>(p, offsets, j, count, totals);
         }
         for (int64_t t = 0; t < p.tokens; ++t)
             for (int64_t r = 0; r < some; ++r)
@@ -114,9 +142,9 @@ void all_rows(const CodebookMatmul& p, int64_t first, int64_t last, float* total
     }
 }
 
-template <class V>
+template <class One, class Many>
 void codebook_rows(const CodebookMatmul& p, int64_t first, int64_t last, float* totals) {
-    p.residuals ? all_rows<V, true>(p, first, last, totals) : all_rows<V, false>(p, first, last, totals);
+    p.residuals ? all_rows<One, Many, true>(p, first, last, totals) : all_rows<One, Many, false>(p, first, last, totals);
 }
 
 }  // namespace

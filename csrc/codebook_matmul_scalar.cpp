@@ -3,6 +3,6 @@
 
 namespace dither {
 
-CodebookRows codebook_rows_scalar(int64_t) { return codebook_rows<F32>; }
+CodebookRows codebook_rows_scalar(int64_t) { return codebook_rows<Single<F32>, Single<F32>>; }
 
 }  // namespace dither

@@ -15,6 +15,7 @@ import tiny_models
 from dither.formats import (
     MXFP4,
     NVFP4,
+    Codebook,
     Float,
     PartialBinary,
     QTensor,
@@ -58,7 +59,16 @@ PARTIAL = [
     PartialBinary(0.0),
     PartialBinary(1.0),
 ]
-ALL = [*FLOATS, *PARTIAL]
+BOOKS = [
+    Codebook(4, 256),
+    Codebook(4, 256, 16),
+    Codebook(3, 64, 32, groups=3),
+    Codebook(8, 4096),
+    Codebook(8, 256, outlier_percent=5.0, outlier=(4, 16)),
+    Codebook(2, 16, 4, groups=2, outlier_percent=3.0, outlier=(3, 64), norm=True),
+    Codebook(12, 128),
+]
+ALL = [*FLOATS, *PARTIAL, *BOOKS]
 SHAPES = [(24, 40), (37, 257), (16, 576)]
 
 
@@ -71,6 +81,8 @@ def stored(scheme: WeightScheme, rows: int, columns: int) -> QTensor:
     w = matrix(rows, columns)
     if isinstance(scheme, PartialBinary):
         return partial(scheme, w)
+    if isinstance(scheme, Codebook):
+        return codebook(scheme, rows, columns)
     assert isinstance(scheme, Scheme)
     params = scheme.fit(w)
     return QTensor.from_codes(scheme.encode(w, params), params, scheme)
@@ -84,6 +96,25 @@ def partial(scheme: PartialBinary, w: Tensor) -> QTensor:
     zero = torch.randint(0, 1 << scheme.high_bits, (len(w),), generator=g)
     alpha, mu = torch.rand(len(w), groups, generator=g) + 0.5, torch.randn(len(w), groups, generator=g) / 10
     return scheme.pack(binary, codes, alpha, mu, torch.rand(len(w), generator=g) / 50 + 0.01, zero)
+
+
+def codebook(scheme: Codebook, rows: int, columns: int) -> QTensor:
+    g, count = torch.Generator().manual_seed(1), scheme.outliers(columns)
+    own = torch.randperm(columns, generator=g)[:count].sort().values
+    groups = torch.arange(columns - count) % scheme.groups
+    v0, k0 = scheme.outlier
+
+    def book(*size: int) -> Tensor:
+        return torch.randn(*size, generator=g)
+
+    packed = scheme.pack(
+        torch.randint(0, 1 << scheme.index_bits, (-(-rows // scheme.vector), columns - count), generator=g, dtype=torch.int32),
+        book(scheme.groups, scheme.centroids, scheme.vector), (rows, columns),
+        residuals=None if scheme.residual is None else book(scheme.groups, scheme.residual, scheme.vector), groups=groups, outlier_columns=own,
+        outlier_codes=torch.randint(0, k0, (-(-rows // v0), count), generator=g, dtype=torch.int32), outlier_centroids=book(k0, v0),
+        affine=(book(columns), book(columns)) if scheme.norm else None,
+    )
+    return QTensor.from_tensors(packed, scheme, (rows, columns))
 
 
 @pytest.fixture(params=("scalar", "avx2", "avx512"))
@@ -146,6 +177,8 @@ RECIPES: dict[str, Any] = {
     "fp8": dither.recipes.RTN(format="fp8", group=None),
     "mxfp4": dither.recipes.RTN(format="mxfp4"),
     "nvfp4": dither.recipes.RTN(format="nvfp4"),
+    "vptq": dither.recipes.VPTQ(bits=3, vector_len=2, kmeans_iters=5),
+    "vptq outliers": dither.recipes.VPTQ(vector_len=2, kmeans_iters=5, outlier_percent=5.0, outlier=(2, 64), norm=True),
     "pb-llm": dither.recipes.PBLLM(salient=0.2),
 }
 TOKENS = torch.arange(3, 67).view(4, 16)

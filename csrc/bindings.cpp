@@ -119,7 +119,7 @@ void unpack_rows(Matrix<const uint8_t> packed, int bits, Matrix<uint8_t> codes, 
 
 template <class T>
 void dequantize(Matrix<const uint8_t> packed, int bits, Matrix<const float> scale, Matrix<const float> zero, int64_t group,
-                Matrix<T> values, const std::string& isa, int threads) {
+                std::optional<Vector<const float>> table, Matrix<T> values, const std::string& isa, int threads) {
     dither::DequantizeProblem p{};
     p.rows = static_cast<int64_t>(values.shape(0));
     p.columns = static_cast<int64_t>(values.shape(1));
@@ -127,6 +127,7 @@ void dequantize(Matrix<const uint8_t> packed, int bits, Matrix<const float> scal
     p.groups = static_cast<int64_t>(scale.shape(1));
     p.bits = bits;
     p.packed = packed.data();
+    p.table = table ? table->data() : nullptr;
     p.scale = scale.data();
     p.zero = zero.data();
     p.values = values.data();
@@ -139,7 +140,7 @@ void dequantize(Matrix<const uint8_t> packed, int bits, Matrix<const float> scal
 template <class T>
 void bind_dequantize(nb::module_& m) {
     m.def("dequantize", &dequantize<T>, "packed"_a.noconvert(), "bits"_a, "scale"_a.noconvert(), "zero"_a.noconvert(), "group"_a,
-          "values"_a.noconvert(), "isa"_a, "threads"_a);
+          "table"_a.noconvert().none(), "values"_a.noconvert(), "isa"_a, "threads"_a);
 }
 
 // Called for every layer and token, so memory comes as addresses: taking five tensors apart costs as much as the product of a small layer.

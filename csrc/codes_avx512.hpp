@@ -35,4 +35,27 @@ struct Codes {
     __m512 floats(const uint8_t* source) const { return _mm512_cvtepi32_ps(indices(source)); }
 };
 
+// What a code means: itself, or an entry of a table of 2^bits.
+struct Whole : Codes {
+    Whole(int bits, const float*) : Codes(bits) {}
+    __m512 values(const uint8_t* source) const { return floats(source); }
+};
+
+struct Near : Codes {  // up to 5 bits: the table lies in two vectors
+    __m512 low, high;
+    Near(int bits, const float* values) : Codes(bits) {
+        float table[32];
+        for (int c = 0; c < 32; ++c) table[c] = values[c & ((1 << bits) - 1)];
+        low = _mm512_loadu_ps(table);
+        high = _mm512_loadu_ps(table + 16);
+    }
+    __m512 values(const uint8_t* source) const { return _mm512_permutex2var_ps(low, indices(source), high); }
+};
+
+struct Far : Codes {
+    const float* table;
+    Far(int bits, const float* values) : Codes(bits), table(values) {}
+    __m512 values(const uint8_t* source) const { return _mm512_i32gather_ps(indices(source), table, 4); }
+};
+
 }  // namespace

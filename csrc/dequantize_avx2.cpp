@@ -3,11 +3,12 @@
 
 namespace {
 
-struct Unpack : Codes {
-    using Codes::Codes;
+template <class Meaning>
+struct Unpack : Meaning {
+    using Meaning::Meaning;
 
     __m256 values(const uint8_t* source, float scale, float zero) const {
-        return _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_sub_ps(floats(source), _mm256_set1_ps(zero)));
+        return _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_sub_ps(Meaning::values(source), _mm256_set1_ps(zero)));
     }
     void store_float32(const uint8_t* source, float scale, float zero, float* to) const {
         _mm256_storeu_ps(to, values(source, scale, zero));
@@ -25,6 +26,8 @@ struct Unpack : Codes {
 
 namespace dither {
 
-DequantizeRow dequantize_row_avx2() { return dequantize_row<Unpack>; }
+DequantizeRow dequantize_row_avx2(const DequantizeProblem& p) {
+    return !p.table ? dequantize_row<Unpack<Whole>> : p.bits <= 4 ? dequantize_row<Unpack<Near>> : dequantize_row<Unpack<Far>>;
+}
 
 }  // namespace dither

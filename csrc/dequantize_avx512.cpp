@@ -3,11 +3,12 @@
 
 namespace {
 
-struct Unpack : Codes {
-    using Codes::Codes;
+template <class Meaning>
+struct Unpack : Meaning {
+    using Meaning::Meaning;
 
     __m512 values(const uint8_t* source, float scale, float zero) const {
-        return _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_sub_ps(floats(source), _mm512_set1_ps(zero)));
+        return _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_sub_ps(Meaning::values(source), _mm512_set1_ps(zero)));
     }
     void store_float32(const uint8_t* source, float scale, float zero, float* to) const {
         _mm512_storeu_ps(to, values(source, scale, zero));
@@ -24,6 +25,8 @@ struct Unpack : Codes {
 
 namespace dither {
 
-DequantizeRow dequantize_row_avx512() { return dequantize_row<Unpack>; }
+DequantizeRow dequantize_row_avx512(const DequantizeProblem& p) {
+    return !p.table ? dequantize_row<Unpack<Whole>> : p.bits <= 5 ? dequantize_row<Unpack<Near>> : dequantize_row<Unpack<Far>>;
+}
 
 }  // namespace dither

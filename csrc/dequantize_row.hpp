@@ -17,7 +17,7 @@ void dequantize_row(const dither::DequantizeProblem& p, int64_t row) {
     const uint8_t* const from = p.packed + row * stride;
     const uint8_t* const end = p.packed + p.rows * stride;
     char* const to = static_cast<char*>(p.values) + row * p.columns * (p.bfloat16 ? 2 : 4);
-    const Unpack unpack(p.bits);
+    const Unpack unpack(p.bits, p.table);
     const int64_t step = L * p.bits / 8;
 
     for (int64_t g = 0; g < p.groups; ++g) {
@@ -35,7 +35,10 @@ void dequantize_row(const dither::DequantizeProblem& p, int64_t row) {
                     unpack.store_float32(source, scale, zero, reinterpret_cast<float*>(to) + i);
             }
         }
-        for (; i < last; ++i) put(to, i, scale * (code_at(from, end, i, p.bits) - zero), p.bfloat16);
+        for (; i < last; ++i) {
+            const int code = index_at(from, end, i, p.bits);
+            put(to, i, scale * ((p.table ? p.table[code] : static_cast<float>(code)) - zero), p.bfloat16);
+        }
     }
 }
 

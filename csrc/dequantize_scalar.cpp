@@ -7,13 +7,17 @@ struct Unpack {
     static constexpr int lanes = 8, reach = 8;
     int bits;
     uint64_t mask;
-    explicit Unpack(int b) : bits(b), mask((1u << b) - 1) {}
+    const float* table;
+    Unpack(int b, const float* t) : bits(b), mask((1u << b) - 1), table(t) {}
 
     template <class Store>
     void each(const uint8_t* source, float scale, float zero, Store store) const {
         uint64_t word;
         std::memcpy(&word, source, 8);
-        for (int l = 0; l < lanes; ++l) store(l, scale * (static_cast<float>((word >> l * bits) & mask) - zero));
+        for (int l = 0; l < lanes; ++l) {
+            const int code = static_cast<int>((word >> l * bits) & mask);
+            store(l, scale * ((table ? table[code] : static_cast<float>(code)) - zero));
+        }
     }
     void store_float32(const uint8_t* source, float scale, float zero, float* to) const {
         each(source, scale, zero, [&](int l, float x) { to[l] = x; });
@@ -27,6 +31,6 @@ struct Unpack {
 
 namespace dither {
 
-DequantizeRow dequantize_row_scalar() { return dequantize_row<Unpack>; }
+DequantizeRow dequantize_row_scalar(const DequantizeProblem&) { return dequantize_row<Unpack>; }
 
 }  // namespace dither

@@ -49,7 +49,7 @@ inline __mmask16 first_of(int64_t count) { return static_cast<__mmask16>(count >
 inline __m512 read_bytes(const dither::PackedMatmul& p, int64_t first, __mmask16 some) {
     const __m512i b = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, static_cast<const uint8_t*>(p.scale) + first));
     if (p.scale_type == dither::ScaleStorage::e8m0)
-        return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_slli_epi32(b, 23), _mm512_set1_epi32(0x00400000)));  // 2^-127 is subnormal
+        return _mm512_castsi512_ps(_mm512_maskz_max_epu32(some, _mm512_slli_epi32(b, 23), _mm512_set1_epi32(0x00400000)));  // 2^-127 is subnormal
     const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(b, _mm512_set1_epi32(0x80)), 24);
     const __m512i rest = _mm512_slli_epi32(_mm512_and_si512(b, _mm512_set1_epi32(0x7f)), 20);
     return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(sign, rest)), _mm512_set1_ps(0x1p120f));

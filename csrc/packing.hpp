@@ -25,8 +25,6 @@ inline int index_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits)
     return static_cast<int>((two >> bit % 8) & ((1u << bits) - 1));
 }
 
-inline float code_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits) { return static_cast<float>(index_at(row, end, i, bits)); }
-
 // `from`, or a copy in `tail` padded with zeros where `reach` bytes from there would go beyond `end`.
 template <int reach>
 inline const uint8_t* readable(const uint8_t* from, const uint8_t* end, uint8_t (&tail)[reach]) {

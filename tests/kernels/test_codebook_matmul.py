@@ -45,11 +45,11 @@ def decoded(given_: dict[str, Any], columns: int) -> Tensor:
 
 def size_of(given_: dict[str, Any], columns: int, x: Tensor) -> Tensor:
     """The sums of the absolute values of what is added up: entries and biases are, apart."""
-    size = x.double().abs() @ decoded(given_ | {"affine": None}, columns).abs().T
-    if given_["affine"] is not None:
-        scale, bias = (p.double().abs() for p in given_["affine"])
-        size = (x.double().abs() * scale) @ decoded(given_ | {"affine": None}, columns).abs().T + (x.double().abs() @ bias)[:, None]
-    return size
+    entries = decoded(given_ | {"affine": None}, columns).abs()
+    if given_["affine"] is None:
+        return x.double().abs() @ entries.T
+    scale, bias = (p.double().abs() for p in given_["affine"])
+    return (x.double().abs() * scale) @ entries.T + (x.double().abs() @ bias)[:, None]
 
 
 def assert_product(found: Tensor, given_: dict[str, Any], columns: int, x: Tensor) -> None:

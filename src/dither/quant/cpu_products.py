@@ -68,14 +68,13 @@ def _is_float(scheme: WeightScheme) -> bool:
 def _float(held: QTensor) -> Multiply:
     """Beside the stored tensors it holds what each code means and, where blocks are taller than a row, a scale for each row."""
     fmt, blocks, (rows, columns) = held.grid.format, held.grid.blocks, held.shape
-    codes = torch.arange(1 << fmt.bits, dtype=torch.uint8)
-    values = fmt.decode(codes, {"scale": torch.ones(())})
+    assert isinstance(fmt, Float)
     scale = held.stored["scale"]
     if blocks.height != 1:
         scale = scale.view(torch.uint8)[blocks.row_groups(rows)].view(scale.dtype) if scale.element_size() == 1 else scale[blocks.row_groups(rows)]
     tensor_scale = float(held.stored["global_scale"]) if "global_scale" in held.stored else 1.0
     return kernels.PackedMatrix(
-        held.stored["codes"], fmt.bits, scale, 0.0, blocks.columns(columns), columns, values=values, tensor_scale=tensor_scale
+        held.stored["codes"], fmt.bits, scale, 0.0, blocks.columns(columns), columns, values=fmt.table(), tensor_scale=tensor_scale
     )
 
 

@@ -91,7 +91,7 @@ class Float(Format):
         )
 
     def table(self) -> Tensor:
-        """``[2^bits]`` float32: what each code means under a scale of 1. Codes of infinity and NaN, which are never written, mean the largest value."""
+        """``[2^bits]`` float32: what each code means under a scale of 1. Codes of infinity and NaN, which are never written, mean the largest."""
         return self.decode(torch.arange(1 << self.bits, dtype=torch.uint8), {"scale": torch.ones(())})
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:

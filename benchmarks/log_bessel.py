@@ -1,13 +1,14 @@
 """log I_v and log K_v: accuracy on a grid against ball arithmetic, and speed beside SciPy and mpmath.
 
-    python benchmarks/log_bessel.py [--quick] [--out benchmarks/records/log_bessel.json]
+    python benchmarks/log_bessel.py [--quick] [--only accuracy|speed] [--out benchmarks/records/log_bessel.json]
     python benchmarks/readme.py --special       the tables and the plot in docs/special.md, from the stored record
 
 Grid: 24,200 pairs (v, x) of each function: the paper's ranges, both sides of every seam between expressions, the curve where log I is 0, and
 orders up to 1e6 with x from 1e-300 to 1e8. The exact values are arb's, proved to 25 digits (mpmath with 50 digits agrees on a few of them); an
 error is |found - exact| / max(1, |exact|), and that of a ratio relative. Times: pairs drawn uniformly, float64, medians of 5 rounds in which
 all alternate; SciPy is log(ive) + x and log(kve) - x, mpmath log(besseli) and log(besselk) at its 15 digits, where it gives a value. Limits:
-24 bytes a pair, and the operations of the region, 60 to 700 a pair. --quick takes a tenth of the pairs.
+24 bytes a pair, and the operations of the region, 60 to 700 a pair. --quick takes a tenth of the pairs. --only measures one half and keeps the other
+of the record at --out: exact values take minutes on any machine, times some two on a quiet one.
 """
 
 from __future__ import annotations
@@ -160,13 +161,18 @@ def speed(mpmath_pairs: int) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the pairs")
+    parser.add_argument("--only", choices=("accuracy", "speed"), help="this half alone")
     parser.add_argument("--out", type=Path, help="write the record here")
     given = parser.parse_args(arguments)
+    if given.only and given.out is None:
+        parser.error("--only: needs --out, a record to change")
     print(f"kernels: {kernels.backend()}")
-    record = machine() | {
-        "kernels": kernels.backend(), "numpy": np.__version__, "speed": speed(5 if given.quick else 40),
-        "against_mpmath": against_mpmath(10 if given.quick else 60), "accuracy": accuracy(0.1 if given.quick else 1.0),
-    }  # fmt: skip
+    record: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.only and given.out.is_file() else {}
+    record |= machine() | {"kernels": kernels.backend(), "numpy": np.__version__}
+    if given.only != "accuracy":
+        record["speed"] = speed(5 if given.quick else 40)
+    if given.only != "speed":
+        record |= {"against_mpmath": against_mpmath(10 if given.quick else 60), "accuracy": accuracy(0.1 if given.quick else 1.0)}
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -6,8 +6,8 @@
 Work: y = x W^T for bfloat16 x of 1, 2, 4 and 8 rows. W: e2m1 in groups of 32 (float16 scales, and MXFP4), NVFP4, e4m3 in groups of 128 and with a
 scale a row, a float of 6 bits; codebooks of 256 vectors of 4 (2 bits a weight), with a second book of 16 (3 bits) and of 256 (4 bits), 4096 and 256
 vectors of 8; partly binary with 10 % and 30 % salient weights of 8 bits. Limits: bytes read, multiply-adds, look-ups (of a value, an entry, or the
-place of a salient code) and the read bandwidth of this machine, which is the best of torch's sum and of a bfloat16 matrix-vector product over a tensor
-larger than the caches. Times are medians of 5 rounds in which both sides alternate; decoding a weight to bfloat16 is timed once.
+place of a salient code) and the read bandwidth of this machine, which is the best of torch's sum and of a bfloat16 matrix-vector product over a
+tensor larger than the caches. Times are medians of 5 rounds in which both sides alternate; decoding a weight to bfloat16 is timed once.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main() -> None:
             held = random(scheme, outputs, inputs)
             kind = cpu_kind(scheme, None, inputs)
             assert kind is not None
-            multiply = kind.product(held)
+            multiply = kind.product(held, None)
             decode = seconds(lambda held=held: held.dequantize(torch.bfloat16), 0.01)  # type: ignore[misc]
             for tokens in (1, 2, 4, 8):
                 x = torch.randn(tokens, inputs).bfloat16()

@@ -369,6 +369,7 @@ NB_MODULE(_C, m) {
     bind_hadamard<float>(m);
     bind_hadamard<int16_t>(m);
     dither::bind_fwht(m);
+    dither::bind_int8_matmul(m);
     bind_codebook<float>(m);
     bind_codebook<double>(m);
     bind_codebook_decode<float>(m);
@@ -379,7 +380,10 @@ NB_MODULE(_C, m) {
           "bitmap"_a.noconvert());
     dither::bind_bessel(m);
     dither::bind_lookup(m);
+    dither::bind_packed_gemm(m);
     dither::bind_softmax(m);
+    dither::bind_tape(m);
     m.def("isa", [](const std::string& name) { return dither::name_of(dither::parse_isa(name.c_str())); }, "name"_a);
     m.def("has_avx512_bf16", &dither::has_avx512_bf16);
+    m.def("has_amx_bf16", &dither::has_amx_bf16);
 }

@@ -3,6 +3,11 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(DITHER_X86) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace dither {
 
 Isa best_isa() {
@@ -51,9 +56,35 @@ bool has_avx512_vbmi2() {
 #endif
 }
 
+bool has_avx512_vnni() {
+#ifdef DITHER_X86
+    return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
 bool has_avx512_vbmi() {
 #ifdef DITHER_X86
     return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vbmi");
+#else
+    return false;
+#endif
+}
+
+#if defined(DITHER_X86) && defined(__linux__)
+namespace {
+
+// Tiles are state that the kernel saves with a thread only once it is allowed to: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), from Linux 5.16 on.
+bool lent_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+}  // namespace
+#endif
+
+bool has_amx_bf16() {
+#if defined(DITHER_X86) && defined(__linux__)
+    static const bool lent = has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && lent_tiles();
+    return lent;
 #else
     return false;
 #endif

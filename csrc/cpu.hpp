@@ -16,10 +16,16 @@ const char* name_of(Isa isa);
 // vdpbf16ps: two bfloat16 products summed into each float32 lane.
 bool has_avx512_bf16();
 
+// vpdpbusd: four products of bytes summed into each int32 lane.
+bool has_avx512_vnni();
+
 // vpermb: any bytes of a vector in any order.
 bool has_avx512_vbmi();
 
 // vpexpandb: the bytes of a vector to places that a mask names; and vpermb.
 bool has_avx512_vbmi2();
+
+// Tiles of bfloat16, which Linux lends to a process that asks for them.
+bool has_amx_bf16();
 
 }  // namespace dither

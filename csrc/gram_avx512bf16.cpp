@@ -1,21 +1,9 @@
-// vdpbf16ps: a lane holds two bfloat16, of rows 2k and 2k + 1; the instruction adds both products to a float32.
-#include <immintrin.h>
+// By vdpbf16ps: a lane holds two bfloat16, of rows 2k and 2k + 1.
+#include "pairs_avx512bf16.hpp"
 
 #include "gram_tile.hpp"
 
 namespace {
-
-struct Bf16Pairs {
-    static constexpr int lanes = 16;
-    __m512 v;  // the bits of 16 pairs, or 16 float32 sums
-
-    static Bf16Pairs load(const float* p) { return {_mm512_loadu_ps(p)}; }
-    static Bf16Pairs set1(float pair) { return {_mm512_set1_ps(pair)}; }
-    void store(float* p) const { _mm512_storeu_ps(p, v); }
-    static Bf16Pairs fmadd(Bf16Pairs a, Bf16Pairs b, Bf16Pairs sum) {
-        return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
-    }
-};
 
 void pack_pairs(const void* x, int64_t depth, int64_t columns, int64_t c, float* to) {
     const uint16_t* from = static_cast<const uint16_t*>(x) + c;

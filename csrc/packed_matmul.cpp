@@ -1,35 +1,12 @@
 #include "packed_matmul.hpp"
 
 #include <algorithm>
-#include <bit>
 
 #include "scratch.hpp"
 
 namespace dither {
 
 namespace {
-
-[[maybe_unused]] bool fits_bfloat16(const PackedMatmul& p) {
-    uint32_t lost = 0;
-    for (int code = 0; p.values && code < 1 << p.bits; ++code) lost |= std::bit_cast<uint32_t>(p.values[code]) & 0xffff;
-    return !lost;
-}
-
-PackedKernel choose(const PackedMatmul& p, Isa isa) {
-    switch (isa) {
-#ifdef DITHER_X86
-        case Isa::avx512:
-            if (has_avx512_bf16() && fits_bfloat16(p)) {
-                if (const PackedKernel found = packed_kernel_avx512bf16(p); found.rows) return found;
-                if (has_avx512_vbmi())
-                    if (const PackedKernel found = packed_kernel_avx512vbmi(p); found.rows) return found;
-            }
-            return packed_kernel_avx512(p);
-        case Isa::avx2: return packed_kernel_avx2(p);
-#endif
-        default: return packed_kernel_scalar(p);
-    }
-}
 
 void sum_groups(const PackedMatmul& p, float* to) {
     for (int64_t t = 0; t < p.tokens; ++t)
@@ -45,9 +22,25 @@ void sum_groups(const PackedMatmul& p, float* to) {
 
 }  // namespace
 
+PackedKernel packed_kernel(const PackedMatmul& p, Isa isa) {
+    switch (isa) {
+#ifdef DITHER_X86
+        case Isa::avx512:
+            if (has_avx512_bf16() && fits_bfloat16(p)) {
+                if (const PackedKernel found = packed_kernel_avx512bf16(p); found.rows) return found;
+                if (has_avx512_vbmi())
+                    if (const PackedKernel found = packed_kernel_avx512vbmi(p); found.rows) return found;
+            }
+            return packed_kernel_avx512(p);
+        case Isa::avx2: return packed_kernel_avx2(p);
+#endif
+        default: return packed_kernel_scalar(p);
+    }
+}
+
 void packed_matmul(PackedMatmul p, Isa isa, [[maybe_unused]] int threads) {
     if (p.rows == 0 || p.tokens == 0) return;
-    const PackedKernel kernel = choose(p, isa);
+    const PackedKernel kernel = packed_kernel(p, isa);
     const Scratch sums = allocate(sizeof(float) * p.tokens * p.groups + cache_line);  // vectors may read past the last one
     if (has_zeros(p)) sum_groups(p, reinterpret_cast<float*>(sums.get()));
     p.sums = reinterpret_cast<const float*>(sums.get());

@@ -9,6 +9,7 @@
 
 #include "bfloat16.hpp"
 #include "packed_matmul_row.hpp"
+#include "scales_avx512.hpp"
 
 namespace {
 
@@ -43,35 +44,9 @@ bool fits(const dither::PackedMatmul& p) {
     return p.group >= p.columns || (p.group % lane == 0 && (p.group % block == 0 || block % p.group == 0));
 }
 
-inline __mmask16 first_of(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
-
-// Scales of one byte: the exponent, or sign, exponent and mantissa put where float32 has them, 120 powers of two too low; subnormals come out right.
-inline __m512 read_bytes(const dither::PackedMatmul& p, int64_t first, __mmask16 some) {
-    const __m512i b = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, static_cast<const uint8_t*>(p.scale) + first));
-    if (p.scale_type == dither::ScaleStorage::e8m0)
-        return _mm512_castsi512_ps(_mm512_maskz_max_epu32(some, _mm512_slli_epi32(b, 23), _mm512_set1_epi32(0x00400000)));  // 2^-127 is subnormal
-    const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(b, _mm512_set1_epi32(0x80)), 24);
-    const __m512i rest = _mm512_slli_epi32(_mm512_and_si512(b, _mm512_set1_epi32(0x7f)), 20);
-    return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(sign, rest)), _mm512_set1_ps(0x1p120f));
-}
-
 // The row's scales, and zeros behind the last.
 inline void read_row(const dither::PackedMatmul& p, int64_t o, float* scales) {
-    const int64_t first = o * p.groups;
-    for (int64_t g = 0; g < p.groups; g += 16) {
-        const __mmask16 some = first_of(p.groups - g);
-        const uint16_t* const narrow = static_cast<const uint16_t*>(p.scale) + first + g;
-        __m512 s;
-        switch (p.scale_type) {
-            case dither::ScaleStorage::float32: s = _mm512_maskz_loadu_ps(some, static_cast<const float*>(p.scale) + first + g); break;
-            case dither::ScaleStorage::float16: s = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, narrow)); break;
-            case dither::ScaleStorage::bfloat16:
-                s = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, narrow)), 16));
-                break;
-            default: s = read_bytes(p, first + g, some);
-        }
-        _mm512_storeu_ps(scales + g, _mm512_mul_ps(s, _mm512_set1_ps(p.tensor_scale)));
-    }
+    for (int64_t g = 0; g < p.groups; g += 16) _mm512_storeu_ps(scales + g, scales_from(p, o, g));
     _mm512_storeu_ps(scales + p.groups, _mm512_setzero_ps());
 }
 

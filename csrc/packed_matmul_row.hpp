@@ -2,7 +2,6 @@
 // Groups that are no multiple of L, and the last columns, go one by one.
 #pragma once
 
-#include <bit>
 #include <cstring>
 
 #include "packed_matmul.hpp"
@@ -10,37 +9,8 @@
 
 namespace {
 
-inline float from_half(uint16_t h) {  // any finite one
-    const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
-    const float magnitude = std::bit_cast<float>(rest << 13) * 0x1p112f;  // the exponent's bias moves from 15 to 127; subnormals come out right
-    return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
-}
-
-inline float from_e8m0(uint8_t b) { return std::bit_cast<float>(b ? static_cast<uint32_t>(b) << 23 : 0x00400000u); }
-
-inline float from_e4m3(uint8_t b) {  // any finite one
-    const float magnitude = std::bit_cast<float>(static_cast<uint32_t>(b & 0x7f) << 20) * 0x1p120f;
-    return b & 0x80 ? -magnitude : magnitude;
-}
-
 inline void read_scales(const dither::PackedMatmul& p, int64_t o, float* to) {
-    const int64_t first = o * p.groups;
-    switch (p.scale_type) {
-        case dither::ScaleStorage::float32: std::memcpy(to, static_cast<const float*>(p.scale) + first, sizeof(float) * p.groups); break;
-        case dither::ScaleStorage::float16:
-            for (int64_t g = 0; g < p.groups; ++g) to[g] = from_half(static_cast<const uint16_t*>(p.scale)[first + g]);
-            break;
-        case dither::ScaleStorage::bfloat16:
-            for (int64_t g = 0; g < p.groups; ++g)
-                to[g] = std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(p.scale)[first + g]) << 16);
-            break;
-        case dither::ScaleStorage::e8m0:
-            for (int64_t g = 0; g < p.groups; ++g) to[g] = from_e8m0(static_cast<const uint8_t*>(p.scale)[first + g]);
-            break;
-        case dither::ScaleStorage::e4m3:
-            for (int64_t g = 0; g < p.groups; ++g) to[g] = from_e4m3(static_cast<const uint8_t*>(p.scale)[first + g]);
-    }
-    for (int64_t g = 0; g < p.groups; ++g) to[g] *= p.tensor_scale;
+    for (int64_t g = 0; g < p.groups; ++g) to[g] = scale_at(p, o * p.groups + g);
 }
 
 // sum_g scale zero sum x: what the zero points take off

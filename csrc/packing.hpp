@@ -25,13 +25,18 @@ inline int index_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits)
     return static_cast<int>((two >> bit % 8) & ((1u << bits) - 1));
 }
 
-// `from`, or a copy in `tail` padded with zeros where `reach` bytes from there would go beyond `end`.
+// A copy in `tail` of what lies between `from` and `end`, padded with zeros. Not inlined: loops that seldom need it keep their registers.
+template <int reach>
+[[gnu::noinline]] const uint8_t* padded(const uint8_t* from, const uint8_t* end, uint8_t (&tail)[reach]) {
+    std::memset(tail, 0, reach);
+    std::memcpy(tail, from, end - from < reach ? end - from : reach);
+    return tail;
+}
+
+// `from`, or that copy where `reach` bytes from there would go beyond `end`.
 template <int reach>
 inline const uint8_t* readable(const uint8_t* from, const uint8_t* end, uint8_t (&tail)[reach]) {
-    if (end - from >= reach) return from;
-    std::memset(tail, 0, reach);
-    std::memcpy(tail, from, end - from);
-    return tail;
+    return end - from >= reach ? from : padded(from, end, tail);
 }
 
 }  // namespace

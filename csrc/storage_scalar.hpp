@@ -50,8 +50,8 @@ inline void narrow(float x, Float16& to) {
     to.bits = static_cast<uint16_t>(sign | half);
 }
 
-inline F32 vector_for(const void*);
-inline F64 vector_for(const double*);
+inline F32 vector_for(const void*) { return {}; }
+inline F64 vector_for(const double*) { return {}; }
 
 template <class T>
 auto load(const T* p) {

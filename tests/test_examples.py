@@ -26,7 +26,7 @@ def test_boolean_interactions(capsys: pytest.CaptureFixture[str]) -> None:
     found, ours, pairs = example.main(["--trees", "12"])
     assert found.complete and ours > 1 - 1e-12 and pairs < ours and found.bits().sum(axis=1).max() <= 3
     assert "interactions from" in capsys.readouterr().out
-    f, names = example.black_box(12, 0)
+    f, names = example.ensemble(12, 0)
     used = np.flatnonzero(found.bits().any(axis=0))
     assert len(names) == 30 and 3 < len(used) <= 20
     bits = np.zeros((1 << len(used), 30), dtype=np.uint8)
@@ -34,3 +34,10 @@ def test_boolean_interactions(capsys: pytest.CaptureFixture[str]) -> None:
     values = f(bits)
     for k, x in zip(found.bits()[:10], found.values[:10], strict=True):
         assert float((values * (1.0 - 2.0 * ((bits @ k) % 2))).mean()) == pytest.approx(x, abs=1e-10)
+
+
+@pytest.mark.slow
+def test_interactions_of_a_network() -> None:
+    """Hidden patches of a digit: more of the network's log-odds than Lasso on pairs explains."""
+    found, ours, pairs = load("boolean_interactions").main(["--model", "network"])
+    assert found.n == 24 and ours > 0.99 and ours > pairs

@@ -75,6 +75,26 @@ def test_a_function_that_no_table_holds() -> None:
     assert noisy.complete and set(noisy.support.tolist()) == set(support.tolist())
 
 
+@pytest.mark.parametrize(("n", "degree", "snr"), [(40, 2, None), (60, 3, None), (40, 2, 10.0), (24, 3, 10.0)])
+def test_low_degrees_take_fewer_samples(n: int, degree: int, snr: float | None) -> None:
+    g = np.random.default_rng(1)
+    masks = {sum(1 << int(i) for i in g.choice(n, int(c), replace=False)) for c in g.integers(0, degree + 1, 30)}
+    support, values = np.array(sorted(masks), dtype=np.uint64), g.choice([-1.0, 1.0], len(masks))
+    sigma = 0.0 if snr is None else float(np.sqrt(len(masks) / 10 ** (snr / 10)))
+
+    def f(m: np.ndarray) -> np.ndarray:
+        noise = np.array([np.random.default_rng(int(i)).standard_normal() for i in m]) if sigma else 0.0
+        found: np.ndarray = signs(m, support) @ values + sigma * noise
+        return found
+
+    found = sparse_wht(f, n, 32, sigma, degree=degree)
+    assert found.mode == "low_degree" and found.complete and set(found.support.tolist()) == masks
+    assert np.abs(found(support) - signs(support, support) @ values).max() <= (0.5 if sigma else 1e-9)
+    other = sparse_wht(f, n, 32, sigma)
+    assert set(other.support.tolist()) == masks
+    assert found.n_queries <= 1.01 * (1 + degree * n.bit_length()) / (n + 1) * other.n_queries
+
+
 @pytest.mark.parametrize("sigma", [0.0, 1.0, None])
 def test_unknown_k(sigma: float | None) -> None:
     """Bins grow until peeling goes through, and keep the samples they have."""
@@ -141,6 +161,19 @@ def test_approximate_sparsity() -> None:
     assert found.sigma == pytest.approx(0.002 * 128, rel=0.15)
 
 
+def test_a_drop_of_energy_peels_what_is_sparse_only_roughly() -> None:
+    """Coefficients that fall off as rank^-0.6: no bin is ever down to noise."""
+    g = np.random.default_rng(0)
+    dense = np.zeros(1 << 18)
+    dense[g.choice(1 << 18, 8000, replace=False)] = g.choice([-1.0, 1.0], 8000) / np.arange(1, 8001) ** 0.6
+    f = fwht(dense)
+    found = {drop: sparse_wht(f, k=256, sigma=None, mode="nso", drop=drop) for drop in (0.0, 0.5, None)}
+    left = {drop: ((dense - x.to_dense()) ** 2).sum() for drop, x in found.items()}
+    best = np.sort(dense**2)[:-256].sum()  # what the 256 largest leave
+    assert left[0.5] < 1.3 * best and left[0.5] < 0.8 * left[0.0]
+    assert left[None] == left[0.5]  # where noise is to be estimated
+
+
 F = np.zeros(1 << 10)
 
 
@@ -165,6 +198,10 @@ F = np.zeros(1 << 10)
         ("sigma", F, {"sigma": float("nan")}),
         ("mode", F, {"mode": "best"}),
         ("mode", lambda m: m, {"mode": "ml", "n": 21, "k": 4}),
+        ("degree", F, {"mode": "low_degree"}),
+        ("degree", F, {"mode": "so", "degree": 1}),
+        ("degree", F, {"degree": 0}),
+        ("degree", F, {"degree": 3}),
         ("hashing", F, {"hashing": "none"}),
         ("hashing", F, {"hashing": "block", "k": 64}),
         ("groups", F, {"groups": 0}),
@@ -172,6 +209,7 @@ F = np.zeros(1 << 10)
         ("p1", F, {"p1": 0, "mode": "so"}),
         ("p1", F, {"p1": 2000, "mode": "nso", "k": 4}),
         ("gamma", F, {"gamma": 0.0}),
+        ("drop", F, {"drop": 1.0}),
         ("rounds", F, {"rounds": 0}),
         ("max_queries", F, {"max_queries": 0}),
     ],

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2
 
 from dither.special import fwht
-from dither.special.spright import detect, viterbi
+from dither.special.spright import bch, detect, viterbi
 from dither.special.spright.gf2 import echelon, random_full_rank, random_masks, signs, span, transposed, units
 from dither.special.spright.hashing import Group, matrices
 from dither.special.spright.noise import chi_square, estimate, wide_margin
@@ -154,6 +154,30 @@ def test_blocks_alias_plainly() -> None:
     ]  # fmt: skip
 
 
+# -- few bits --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 8, 15, 16, 31, 40, 63])
+@pytest.mark.parametrize("t", [1, 2, 3, 5])
+def test_masks_of_few_bits_come_back_from_their_parities(n: int, t: int) -> None:
+    g = np.random.default_rng(n)
+    k = np.array([sum(1 << int(i) for i in g.choice(n, min(n, int(c)), replace=False)) for c in g.integers(0, t + 1, 400)], dtype=np.uint64)
+    if n <= 8:
+        k = np.array([m for m in range(1 << n) if m.bit_count() <= t], dtype=np.uint64)
+    rows = bch.checks(n, t)
+    assert len(rows) == t * bch.width(n) and (n == 1 or rows.max() < 1 << n)
+    parities = np.bitwise_count(k[:, None] & rows[None, :]) & 1 == 1
+    assert np.array_equal(bch.decode(parities, n, t), k)
+
+
+def test_the_checks_are_those_of_galois_theory() -> None:
+    """The (15, 7) and (15, 5) codes' words, multiples of the generators x^8 + x^7 + x^6 + x^4 + 1 and x^10 + x^8 + x^5 + x^4 + x^2 + x + 1, have
+    no odd parity (Lin and Costello, table 6.1)."""
+    for t, generator in ((2, 0b111010001), (3, 0b10100110111)):
+        words = np.array([generator << i for i in range(15 - generator.bit_length() + 1)], dtype=np.uint64)
+        assert not (np.bitwise_count(words[:, None] & bch.checks(15, t)[None, :]) & 1).any()
+
+
 # -- detection -----------------------------------------------------------------------------------------------------------------
 
 
@@ -161,10 +185,13 @@ def test_blocks_alias_plainly() -> None:
 @pytest.mark.parametrize("factor", [1.0, -2.5, 3 * np.exp(2.2j)])
 def test_every_mode_locates_a_lone_coefficient(mode: str, factor: complex) -> None:
     n, b, g = 12, 4, np.random.default_rng(0)
-    found = detect.drawn(mode, n, None, g)
-    assert len(found.offsets) == {"noiseless": n + 1, "ml": 3 * n, "nso": 10 * (n + 1), "so": 16 + 2 * (n + 6)}[mode]
+    found = detect.drawn(mode, n, None, 2, False, g)
+    sizes = {"noiseless": n + 1, "ml": 3 * n, "nso": 10 * (n + 1), "so": 16 + 2 * (n + 6), "low_degree": 10 * (1 + 2 * 4)}
+    assert len(found.offsets) == sizes[mode]
     group = Group.sampled(random_full_rank(n, b, g), found.offsets, Samples(np.zeros(1 << n), n, False))
     k = random_masks(n, 100, g)
+    if mode == "low_degree":
+        k = k[np.bitwise_count(k) <= 2]
     value = factor if isinstance(factor, complex) else float(factor)
     u = value * signs(k, found.offsets)
     noise = 0.0 if mode == "noiseless" else 0.2 * abs(factor)
@@ -174,7 +201,7 @@ def test_every_mode_locates_a_lone_coefficient(mode: str, factor: complex) -> No
 
 def test_likely_is_the_best_of_all() -> None:
     n, g = 8, np.random.default_rng(0)
-    found = detect.drawn("ml", n, 12, g)
+    found = detect.drawn("ml", n, 12, None, False, g)
     group = Group.sampled(random_full_rank(n, 3, g), found.offsets, Samples(np.zeros(1 << n), n, False))
     u, bins = g.standard_normal((40, 12)), g.integers(0, 8, 40)
     every = np.arange(1 << n, dtype=np.uint64)
@@ -188,7 +215,7 @@ def test_offsets_differ() -> None:
     with pytest.raises(ValueError, match=r"^p1: 17 offsets of 4 bits"):
         detect.distinct(4, 17, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"^mode: 'ml'"):
-        detect.drawn("ml", 21, None, np.random.default_rng(0))
+        detect.drawn("ml", 21, None, None, False, np.random.default_rng(0))
 
 
 # -- noise, peeling, fitting -----------------------------------------------------------------------------------------------------
@@ -207,7 +234,7 @@ def test_noise_quantiles() -> None:
 
 def made(n: int, support: np.ndarray, values: np.ndarray, groups: int, b: int, mode: str = "noiseless") -> tuple[list[Group], detect.Mode]:
     g = np.random.default_rng(5)
-    found = detect.drawn(mode, n, None, g)
+    found = detect.drawn(mode, n, None, None, False, g)
     f = Samples(lambda m: signs(m, support) @ values, n, False)
     return [Group.sampled(random_full_rank(n, b, g), found.offsets, f) for _ in range(groups)], found
 

@@ -61,6 +61,7 @@ def command(
             "prompt_tokens": result.prompt_tokens,
             "stopped_by": result.stopped_by,
             "seconds": result.seconds,
+            "prompt_seconds": result.prompt_seconds,
             "tokens_per_second": result.tokens_per_second,
             "first_text_seconds": first[0] if first else None,
             "seed": seed,

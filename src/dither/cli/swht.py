@@ -22,7 +22,10 @@ def command(
     k: Annotated[int | None, typer.Option("--k", min=1, help="About how many coefficients there are.", show_default="found out")] = None,
     sigma: Annotated[str, typer.Option(help="Standard deviation of the noise; 'auto' estimates it.")] = "0",
     mode: Annotated[
-        str | None, typer.Option(help="noiseless, nso, so or ml.", show_default="noiseless without noise, else nso")
+        str | None, typer.Option(help="noiseless, nso, so, ml or low_degree.", show_default="noiseless without noise, else nso")
+    ] = None,
+    degree: Annotated[
+        int | None, typer.Option(min=1, help="No coefficient joins more than so many bits: fewer samples.", show_default="any")
     ] = None,
     seed: o.Seed = 0,
     top: Annotated[int, typer.Option(min=0, help="Coefficients to print, the largest first.")] = 20,
@@ -46,7 +49,7 @@ def command(
         noise = None if sigma == "auto" else float(sigma)
     except ValueError:
         raise UsageError(f"--sigma {sigma}: must be a number or 'auto'") from None
-    found = sparse_wht(values, k=k, sigma=noise, mode=mode, seed=seed)
+    found = sparse_wht(values, k=k, sigma=noise, mode=mode, seed=seed, degree=degree)
     if output is not None:
         with explained(output), output.open("wb") as file:
             np.savez(file, support=found.support, values=found.values)

@@ -92,7 +92,7 @@ class Float(Format):
 
     def table(self) -> Tensor:
         """``[2^bits]`` float32: what each code means under a scale of 1. Codes of infinity and NaN, which are never written, mean the largest."""
-        return self.decode(torch.arange(1 << self.bits, dtype=torch.uint8), {"scale": torch.ones(())})
+        return _named(self)
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         peak = x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
@@ -187,3 +187,9 @@ class Float(Format):
     def __str__(self) -> str:
         kind = f"e{self.exponent}m{self.mantissa}" + ("" if self.nan else " without NaN") + ("" if self.finite else " with infinities")
         return kind + ("" if self.scale == "float16" else f" {self.scale} scales")
+
+
+@lru_cache(maxsize=64)
+def _named(form: Float) -> Tensor:
+    """One tensor a format, which its products share."""
+    return form.decode(torch.arange(1 << form.bits, dtype=torch.uint8), {"scale": torch.ones(())})

@@ -18,6 +18,7 @@ from dither.kernels.gptq import ColumnFormat, gptq_columns, gptq_columns_dynamic
 from dither.kernels.gram import gram_finish, gram_update
 from dither.kernels.grids import AffineGrid, ColumnGrid, MixedGrid, OffsetGrid, TableGrid
 from dither.kernels.hadamard import hadamard_rows
+from dither.kernels.int8_matmul import MOST_COLUMNS, Int8Matrix, TokenGrid, int8_matmul
 from dither.kernels.packed_matmul import PackedMatrix, packed_matmul
 from dither.kernels.packing import pack_rows, packed_stride, unpack_rows
 from dither.kernels.partial import dequantize_partial, places_to_bitmap
@@ -34,12 +35,14 @@ from dither.kernels.softmax import (
 from dither.kernels.wide import pack_wide, unpack_wide
 
 __all__ = [
-    "SOFTMAX_ALGORITHMS",
-    "AffineGrid", "CodebookMatrix", "ColumnFormat", "ColumnGrid", "MixedGrid", "OffsetGrid", "PackedMatrix", "PartialMatrix", "TableGrid",
+    "MOST_COLUMNS", "SOFTMAX_ALGORITHMS",
+    "AffineGrid", "CodebookMatrix", "ColumnFormat", "ColumnGrid", "Int8Matrix", "MixedGrid", "OffsetGrid", "PackedMatrix", "PartialMatrix",
+    "TableGrid", "TokenGrid",
     "backend", "cache_bytes", "causal_attention",
     "decode_codebook",
     "dequantize_affine", "dequantize_partial",
-    "fwht_rows", "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "log_softmax_rows", "logsumexp_rows",
+    "fwht_rows", "gptq_columns", "gptq_columns_dynamic", "gram_finish", "gram_update", "hadamard_rows", "int8_matmul",
+    "log_softmax_rows", "logsumexp_rows",
     "nearest_centroids",
     "pack_rows", "pack_wide", "packed_matmul", "packed_stride",
     "places_to_bitmap",

@@ -12,9 +12,10 @@ from torch import nn
 
 from dither.errors import UsageError
 from dither.quant.linear import decoded
+from dither.quant.program.stepper import ProgramStepper
 from dither.quant.prompts import encode, encode_chat, has_chat_template
 from dither.quant.sampling import Chooser, Sampling, pick
-from dither.quant.stepping import Stepper, end_tokens, positions
+from dither.quant.stepping import end_tokens, positions
 from dither.quant.text_stream import TextStream
 
 __all__ = ["Generation", "Sampling", "generate", "pick"]
@@ -22,13 +23,15 @@ __all__ = ["Generation", "Sampling", "generate", "pick"]
 
 @dataclass(frozen=True)
 class Generation:
-    """``stopped_by``: "end" (the model's end token), "stop" (a stop string) or "length". ``seconds`` includes reading the prompt."""
+    """``stopped_by``: "end" (the model's end token), "stop" (a stop string) or "length". ``seconds`` includes ``prompt_seconds``, until the scores of
+    the first token were there."""
 
     text: str
     tokens: int
     prompt_tokens: int
     stopped_by: str
     seconds: float
+    prompt_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,9 +66,11 @@ def generate(
     chooser, tokens, stopped_by, started = Chooser(sampling), 0, "length", time.perf_counter()
     show = on_text or (lambda piece: None)
     with decoded(model, few_rows=True):
-        step = Stepper(model, torch.tensor([ids], device=next(model.parameters()).device))
-        for _ in range(sampling.max_tokens):
-            token = chooser.choose(step.logits())
+        step = ProgramStepper(model, torch.tensor([ids], device=next(model.parameters()).device), sampling.max_tokens)
+        scores = step.logits()
+        read = time.perf_counter()
+        for made in range(sampling.max_tokens):
+            token = chooser.choose(step.logits() if made else scores)
             if token in ends:
                 stopped_by = "end"
                 break
@@ -78,7 +83,7 @@ def generate(
                 break
     if piece := stream.rest():
         show(piece)
-    return Generation(stream.text, tokens, len(ids), stopped_by, time.perf_counter() - started)
+    return Generation(stream.text, tokens, len(ids), stopped_by, time.perf_counter() - started, read - started)
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool) -> list[int]:

@@ -58,9 +58,14 @@ def round_rows(x: Tensor, scheme: Scheme, params: Params | None = None, shift: T
             rows = torch.ldexp(_rounded(rows, scheme, params), -shift.to(torch.int32))
     except ValueError:
         if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"inputs: rows that are to be rounded to {scheme} hold NaN or inf") from None
+            raise not_finite(scheme) from None
         raise
     return rows.reshape(x.shape).to(x.dtype)
+
+
+def not_finite(scheme: Scheme) -> ValueError:
+    """What is raised for NaN and inf, also by kernels that round rows themselves."""
+    return ValueError(f"inputs: rows that are to be rounded to {scheme} hold NaN or inf")
 
 
 def _rounded(rows: Tensor, scheme: Scheme, params: Params | None) -> Tensor:

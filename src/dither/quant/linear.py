@@ -5,10 +5,9 @@ Embedding; `attach` gives any other module (convolutions, stacks of experts) a p
 a head read the quantized embedding that it is tied to. Their buffers carry the names of ``QTensor.tensors()``, so a module's state dict is
 exactly what is stored.
 
-A weight is decoded each time it is used, so a model takes the memory of its few bits. Over a window of tokens the decoding is a small part of
-the work. Where a model reads a few tokens at a time, linear layers for which there is a kernel multiply the codes themselves (`cpu_products`), which
-costs the reading of their few bits; on a GPU they do so for any number of rows (`products`). For other layers `decoded` keeps decoded weights
-for a while.
+Linear layers for which there is a kernel multiply the codes themselves, on the CPU (`cpu_products`) and on a GPU (`products`), for any number of
+rows. Other weights are decoded each time they are used, so a model takes the memory of its few bits; over a window of tokens the decoding is a small
+part of the work. `decoded` keeps decoded weights for a while.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from dither.formats import QTensor, Scheme, WeightScheme
 from dither.kernels.extension import extension
 from dither.kernels.gpu.presence import has_triton
+from dither.kernels.packed_matmul import PackedMatrix
 from dither.quant.cpu_products import Kind, Multiply, cpu_kind
 from dither.quant.inputs import InputRounding
 from dither.quant.products import kernel_for, product
@@ -79,13 +79,24 @@ class QuantWeight(nn.Module):
         return cpu_kind(self.scheme, None, self.shape[1])
 
     @property
+    def rounding(self) -> InputRounding | None:
+        """How inputs of the product are rounded, where a product rounds them itself."""
+        return None
+
+    @property
     def multiplies_codes(self) -> bool:
-        """Whether products of a few rows need no decoded weight."""
+        """Whether products need no decoded weight, of a few rows at least."""
         return self.cpu_kind is not None and self.device.type == "cpu" and extension() is not None
 
     @property
+    def never_decodes(self) -> bool:
+        """Whether products of any number of rows are faster without a decoded weight, even one that is kept."""
+        kind = self.cpu_kind
+        return kind is not None and kind.beats_kept and self.multiplies_codes and self.dtype in (torch.float32, torch.bfloat16)
+
+    @property
     def device(self) -> torch.device:
-        return next(self.buffers(recurse=False)).device
+        return next(buffer for buffer in self._buffers.values() if buffer is not None).device
 
     def product(self, x: Tensor) -> Tensor | None:
         """``x [..., I] -> x W_hat^T`` by a kernel that reads codes, or None where decoding the weight is faster, or is all that can be done."""
@@ -95,11 +106,15 @@ class QuantWeight(nn.Module):
         columns = self.shape[1]
         if x.numel() == 0 or x.shape[-1] != columns or not kind.takes(x.numel() // columns):
             return None
-        if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes:
-            return None
+        if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes or torch.compiler.is_compiling():
+            return None  # what traces sees the operations of `products`, or a decoded weight
+        return self.multiplier(kind)(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
+
+    def multiplier(self, kind: Kind) -> Multiply:
+        """The product with what is stored, made once."""
         if self._product is None:
-            self._product = kind.product(self.qtensor())
-        return self._product(x.reshape(-1, columns)).view(*x.shape[:-1], self.shape[0])
+            self._product = kind.product(self.qtensor(), self.rounding)
+        return self._product
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kept = self._product = None
@@ -137,9 +152,11 @@ def decoded(model: nn.Module, budget: int | None = None, *, few_rows: bool = Fal
     """Within it, few-bit layers of ``model`` keep their weights once decoded, so that a call costs what the float layer costs. ``few_rows``: calls
     are of a few tokens; linear layers that multiply codes stay as they are.
 
-    Results are the same to the last bit. Memory: up to 4 bytes a weight (2 in a model of bfloat16 or float16), for the first layers that
-    fit ``budget`` bytes (None: half of the memory that is free now); the others decode at each call, as they do outside, and embeddings
-    that no head shares decode the rows looked up. Stored tensors must not change meanwhile. Where uses nest, the outer one decides.
+    Layers with int8 products stay as they are too, which is faster than a kept weight. Results are those of torch's products with the decoded
+    weight: for layers that decode outside too the same to the last bit, for those that multiply codes up to the order of sums. Memory: up to 4
+    bytes a weight (2 in a model of bfloat16 or float16), for the first layers that fit ``budget`` bytes (None: half of the memory that is free
+    now); the others decode at each call, as they do outside, and embeddings that no head shares decode the rows looked up. Stored tensors must
+    not change meanwhile. Where uses nest, the outer one decides.
     """
     left = psutil.virtual_memory().available // 2 if budget is None else budget
     size = max((p.element_size() for p in model.parameters() if p.is_floating_point()), default=4)
@@ -147,8 +164,10 @@ def decoded(model: nn.Module, budget: int | None = None, *, few_rows: bool = Fal
     chosen = []
     for module in model.modules():
         rows_only = isinstance(module, QuantEmbedding) and module not in shared
-        multiplied = isinstance(module, QuantLinear) or module in shared
-        quick = (few_rows and multiplied and module.multiplies_codes) or (isinstance(module, QuantLinear) and module.on_gpu)
+        quick = False
+        if isinstance(module, QuantLinear) or module in shared:
+            assert isinstance(module, QuantWeight)
+            quick = module.never_decodes or (few_rows and module.multiplies_codes) or (isinstance(module, QuantLinear) and module.on_gpu)
         if isinstance(module, QuantWeight) and not rows_only and not quick and not module._keeps:
             need = size * torch.Size(module.shape).numel()
             if need <= left:
@@ -192,6 +211,10 @@ class QuantLinear(QuantWeight):
         return self._kind
 
     @property
+    def rounding(self) -> InputRounding | None:
+        return self.inputs
+
+    @property
     def on_gpu(self) -> bool:
         """Whether products are those of a GPU kernel, of any number of rows."""
         codes = self._buffers.get("codes")
@@ -232,6 +255,11 @@ class QuantEmbedding(QuantWeight):
     def forward(self, index: Tensor) -> Tensor:
         if self._kept is not None and self._kept.dtype == self.dtype:
             return self._kept[index]
+        kind = self.cpu_kind
+        if kind is not None and self.multiplies_codes and self.dtype in (torch.float32, torch.bfloat16):
+            product = self.multiplier(kind)
+            if isinstance(product, PackedMatrix):
+                return product.rows(index.reshape(-1), self.dtype).view(*index.shape, self.embedding_dim)
         held = self.qtensor()
         if not isinstance(self.scheme, Scheme) or self.scheme.blocks.height != 1:  # rows share what they are stored as: decode all
             return held.dequantize(self.dtype)[index]

@@ -5,7 +5,7 @@
     float8    weights of e4m3, one scale a row or a tensor; inputs rounded to e4m3, one scale a token
 
 Everything else decodes its weight. On the CPU C++ kernels are called directly (`cpu_products`), except while torch.compile or torch.export
-trace: they see the operation `dither::packed_matmul`.
+trace: they see the operations `dither::packed_matmul` and `dither::rounded_matmul`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from dither.formats import Float, Int, Scheme, WeightScheme
 from dither.kernels.gpu import presence
 from dither.kernels.gpu.packed_matmul import TYPES, supports
-from dither.quant.cpu_products import FEW_ROWS, PLAIN
+from dither.quant.cpu_products import PLAIN, token_grid
 from dither.quant.inputs import InputRounding
 
 if TYPE_CHECKING:
@@ -54,13 +54,14 @@ def _by_token(inputs: InputRounding | None, fmt: Int | Float) -> bool:
 
 def product(layer: QuantLinear, x: Tensor) -> Tensor | None:
     """``x [..., I]``, not rounded yet -> ``x_hat W_hat^T``, without bias, or None where the layer is to decode its weight."""
+    if x.device.type == "cpu" and torch.compiler.is_compiling() and (y := _rounded_on_cpu(layer, x)) is not None:
+        return y
     kind = layer.kernel
     if kind is None or x.dtype not in TYPES or x.numel() == 0 or (x.requires_grad and torch.is_grad_enabled()):
         return None
     tracing = torch.compiler.is_compiling()
     if x.device.type == "cpu":
-        few = kind == "packed" and x.dtype != torch.float16 and x.numel() <= FEW_ROWS * layer.in_features
-        if not (tracing and few):
+        if not (tracing and kind == "packed" and x.dtype != torch.float16):
             return None
     elif x.device.type != "cuda" or not (tracing or presence.has_triton()) or not (kind != "float8" or presence.has_float8(x.device)):
         return None  # what compiles for CUDA has triton
@@ -68,6 +69,22 @@ def product(layer: QuantLinear, x: Tensor) -> Tensor | None:
         x = layer.inputs(x)
     rows = x.reshape(-1, layer.in_features).contiguous()
     return _multiplied(kind, layer, rows, tracing).view(*x.shape[:-1], layer.out_features)
+
+
+def _rounded_on_cpu(layer: QuantLinear, x: Tensor) -> Tensor | None:
+    """What torch traces of a layer whose C++ kernel rounds its inputs itself."""
+    kind, grid = layer.cpu_kind, token_grid(layer.inputs, layer.in_features)
+    if kind is None or kind.name != "int8" or grid is None or x.dtype not in TYPES or (x.requires_grad and torch.is_grad_enabled()):
+        return None
+    from dither.kernels.gpu import ops
+
+    scheme = layer.scheme
+    assert isinstance(scheme, Scheme)
+    codes, scale, zero = layer.get_buffer("codes"), layer.get_buffer("scale"), layer._buffers.get("zero_point")
+    width, about = scheme.blocks.columns(layer.in_features), (grid.bits, grid.sym or "", str(grid.scale).removeprefix("torch."))
+    rows = x.reshape(-1, layer.in_features).contiguous()
+    y: Tensor = ops.rounded_matmul(rows, codes, scale, zero, scheme.format.bits, width, *about)
+    return y.view(*x.shape[:-1], layer.out_features)
 
 
 def _multiplied(kind: str, layer: QuantLinear, rows: Tensor, tracing: bool) -> Tensor:

@@ -6,9 +6,10 @@ A bin with the one coefficient (k, rho) reads U_p = rho (-1)^<d_p, k> + noise. T
     ml          P random ones: the best of all k that hash into the bin (near-linear; n <= 20).                 P = 3 n
     nso         P1 random ones, and each with one bit turned: bit i is a vote of P1 comparisons.                P = P1 (n + 1)
     so          P1 random ones, and the columns of a code: the signs are a noisy word of k, or its complement.  P = P1 + 2 (n + 6)
+    low_degree  as nso, but with the t m parities turned that tell all k of at most t bits apart.             P = P1 (1 + t m), m = log2(n + 1)
 
-Cost a bin: n, N P / B, P1 n, 128 (n + 6) 2. The comparisons of nso and the words of so need no sign of rho. Complex values are first turned so
-that rho is real. Source: 1508.06336, sections 5 and 6; the code there is any of linear distance.
+Cost a bin: n, N P / B, P1 n, 128 (n + 6) 2, P1 t m + n t. The comparisons of nso and the words of so need no sign of rho. Complex values are first
+turned so that rho is real. Source: 1508.06336, sections 5 and 6; the code there is any of linear distance. Low degrees: q-SFT (2301.06200).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dither.special.spright import viterbi
+from dither.special.spright import bch, viterbi
 from dither.special.spright.gf2 import Masks, Reals, Values, random_masks, signs, span, units
 from dither.special.spright.hashing import Group
 
@@ -105,17 +106,37 @@ class SampleOptimal(Mode):
         return np.where(other_metric > metric, other, k)
 
 
-MODES = (Noiseless.name, Likely.name, NearSampleOptimal.name, SampleOptimal.name)
+@dataclass(frozen=True)
+class LowDegree(Mode):
+    p1: int
+    degree: int
+    name = "low_degree"
+
+    @classmethod
+    def drawn(cls, n: int, p1: int | None, degree: int, exact: bool, generator: np.random.Generator) -> LowDegree:
+        reference = np.zeros(1, dtype=np.uint64) if p1 is None and exact else distinct(n, 10 if p1 is None else p1, generator)
+        turned = reference[:, None] ^ bch.checks(n, degree)[None, :]
+        return cls(n, np.concatenate([reference, turned.reshape(-1)]), len(reference), degree)
+
+    def locate(self, u: Values, bins: np.ndarray, group: Group) -> Masks:
+        reference, turned = u[:, : self.p1], u[:, self.p1 :].reshape(len(u), self.p1, self.degree * bch.width(self.n))
+        return bch.decode(np.einsum("ap,apq->aq", reference.conj(), turned).real < 0, self.n, self.degree)
 
 
-def drawn(mode: str, n: int, p1: int | None, generator: np.random.Generator) -> Mode:
-    """The mode called so with its offsets. Raises ValueError where there are not so many offsets, or n is too large."""
+MODES = (Noiseless.name, Likely.name, NearSampleOptimal.name, SampleOptimal.name, LowDegree.name)
+
+
+def drawn(mode: str, n: int, p1: int | None, degree: int | None, exact: bool, generator: np.random.Generator) -> Mode:
+    """The mode called so with its offsets; ``exact``: f has no noise. Raises ValueError where there are not so many offsets, or n is too large."""
     if mode == Noiseless.name:
         return Noiseless.drawn(n)
     if mode == Likely.name:
         return Likely.drawn(n, p1, generator)
     if mode == NearSampleOptimal.name:
         return NearSampleOptimal.drawn(n, p1, generator)
+    if mode == LowDegree.name:
+        assert degree is not None
+        return LowDegree.drawn(n, p1, degree, exact, generator)
     return SampleOptimal.drawn(n, p1, generator)
 
 

@@ -5,8 +5,11 @@ algorithm in another order. Two groups never look at the same time, so none peel
 
     singleton (k, rho):   M^T k = j,   |U - rho s_k|^2 / P <= (1 + gamma) nu2,   rho = <s_k, U> / P,   s_k[p] = (-1)^<d_p, k>
 
-A bin that a large coefficient dominates may pass with a wrong value; what is left of it shows up again elsewhere, and values add up. Source:
-1508.06336, algorithm 1; cost: a detection for each bin that changed, P for each coefficient and group.
+A bin that a large coefficient dominates may pass with a wrong value; what is left of it shows up again elsewhere, and values add up. Where f is
+sparse only roughly, no bin is ever down to noise: there one passes as well whose energy falls by enough, |U - rho s_k|^2 < drop |U|^2.
+
+Source: 1508.06336, algorithm 1; the drop of energy, q-SFT (2301.06200). Cost: a detection for each bin that changed, P for each coefficient and
+group.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def energies(u: Values) -> Reals:
     return mean
 
 
-def peel(u: Sequence[Values], groups: Sequence[Group], mode: Mode, noise: float, rounds: int) -> Found:
+def peel(u: Sequence[Values], groups: Sequence[Group], mode: Mode, noise: float, rounds: int, drop: float = 0.0) -> Found:
     """Peel the bins ``u`` (a ``[B, P]`` for each group, overwritten) down to ``noise`` = (1 + gamma) nu2, in up to so many rounds."""
     active = [np.ones(len(bins), dtype=bool) for bins in u]
     most = 4 * sum(len(bins) for bins in u)  # a sparse signal never has so many: what was found is wrong
@@ -52,7 +55,7 @@ def peel(u: Sequence[Values], groups: Sequence[Group], mode: Mode, noise: float,
             bins = np.flatnonzero(active[c])
             active[c][:] = False
             for i in range(0, len(bins), ROWS):
-                k, rho, s = _singletons(u[c], bins[i : i + ROWS], group, mode, noise)
+                k, rho, s = _singletons(u[c], bins[i : i + ROWS], group, mode, noise, drop)
                 if not len(k):
                     continue
                 for other, values, changed in zip(groups, u, active, strict=True):
@@ -69,7 +72,7 @@ def peel(u: Sequence[Values], groups: Sequence[Group], mode: Mode, noise: float,
     return Found(*summed(np.concatenate(ks), np.concatenate(rhos)), done)
 
 
-def _singletons(u: Values, bins: np.ndarray, group: Group, mode: Mode, noise: float) -> tuple[Masks, Values, Reals]:
+def _singletons(u: Values, bins: np.ndarray, group: Group, mode: Mode, noise: float, drop: float) -> tuple[Masks, Values, Reals]:
     """``k [A']``, ``rho [A']`` and signs ``[A', P]`` of those bins that hold one coefficient."""
     bins = bins[energies(u[bins]) > noise]
     values = u[bins]
@@ -78,7 +81,8 @@ def _singletons(u: Values, bins: np.ndarray, group: Group, mode: Mode, noise: fl
     k, values = k[right], values[right]
     s = signs(k, mode.offsets)
     rho: Values = (s * values).mean(axis=1)
-    alone = energies(values - rho[:, None] * s) <= noise
+    rest = energies(values - rho[:, None] * s)
+    alone = (rest <= noise) | (rest < drop * energies(values))
     return k[alone], rho[alone], s[alone]
 
 

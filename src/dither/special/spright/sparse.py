@@ -6,9 +6,9 @@ so with y = `fwht` (f), X = y / 2^n, and SNR = sum X^2 / sigma^2. Masks are unsi
 P offsets each (`hashing`, `detect`), then peeling (`peel`), then least squares on what was found (`refit`), again for what is left, at most `SWEEPS`
 times.
 
-Cost for K coefficients: C P B samples, C P B (b + 1) + K C P operations and the detections; B about K, P = n + 1 without noise, O(n) for ``so``,
-O(n) P1 for ``nso``: K log N samples where noise allows, K log^2 N in ``nso``. Recovery is likely, not sure: `SparseWHT.complete` says whether all
-bins were explained.
+Cost for K coefficients: C P B samples, C P B (b + 1) + K C P operations and the detections; B about K, P = n + 1 without noise, O(n) for ``so``, O(n)
+P1 for ``nso``: K log N samples where noise allows, K log^2 N in ``nso``; O(log n) where degrees are low. Recovery is likely, not sure:
+`SparseWHT.complete` says whether all bins were explained.
 
 Source: Li, Bradley, Pawar, Ramchandran, SPRIGHT, 2015 (1508.06336). Ours are the random hashes' rank check, the code of ``so``, thresholds for
 small P, and the refit.
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from dither.special.spright.bch import width
 from dither.special.spright.detect import MODES, Mode, drawn
 from dither.special.spright.gf2 import Masks, Values, signs, units
 from dither.special.spright.hashing import HASHES, Group, matrices
@@ -36,6 +37,7 @@ SWEEPS = 5
 FIRST_BITS = 6  # bins to start with where K is unknown: 64
 STUCK = 0.6  # share of bins that peeling leaves, from which on more bins are needed
 LEAST = 5.0  # standard deviations that a coefficient must stand above its own noise: among thousands of candidates some reach 4
+DROP = 0.5  # of a bin's energy, where noise is estimated
 LARGEST_DENSE = 26  # bits
 CHUNK = 1 << 22  # signs at once
 
@@ -105,7 +107,9 @@ def sparse_wht(
     eta: float = 1.0,
     hashing: str = "random",
     p1: int | None = None,
+    degree: int | None = None,
     gamma: float | None = None,
+    drop: float | None = None,
     rounds: int = 30,
     bits: bool = False,
     max_queries: int = 1 << 24,
@@ -118,25 +122,28 @@ def sparse_wht(
     ``max_queries`` allows it. ``sigma``: the standard deviation of noise in f, and of all that is not sparse; 0 trusts every digit (of float64;
     give 1e-6 of the scale for a float32 f); None estimates it.
 
-    ``mode``: 'noiseless' (the default for sigma 0), 'nso' (the default else), 'so' (fewest samples under noise), 'ml' (the slow reference, n <=
-    20). ``p1``: random offsets (10 in nso, 16 in so, 3 n in ml). ``groups``: C. ``hashing``: 'random', 'block' or 'overlap'. ``gamma``: a bin is
-    noise up to (1 + gamma) times its noise power; by default what P allows. ``rounds``: of peeling, each sweep. ``seed``: of hashes and offsets.
+    ``mode``: 'noiseless' (the default for sigma 0), 'nso' (the default else), 'so' (fewest samples under noise), 'ml' (the slow reference, n <= 20),
+    'low_degree' (the default where ``degree`` is given). ``degree``: no coefficient joins more than so many bits, as in a tree of that depth; then
+    degree log2(n) parities do in place of n. ``p1``: random offsets (10 in nso and low_degree, 16 in so, 3 n in ml). ``groups``: C. ``hashing``:
+    'random', 'block' or 'overlap'. ``gamma``: a bin is noise up to (1 + gamma) times its noise power; by default what P allows. ``drop``: a bin holds
+    one coefficient also where taking it out leaves less than this share of its energy, for an f that is sparse only roughly; by default a half where
+    sigma is estimated, else 0. ``rounds``: of peeling, each sweep. ``seed``: of hashes and offsets.
 
     Raises ValueError, naming the argument, for values outside of these, n outside of 1 .. 63, an array whose length is not 2^n, k above 2^n / 4,
     blocks that do not fit, p1 < 1 or more offsets than masks, and an f that returns another shape, no numbers, NaN or inf. Recovery that fails is
     no error: `SparseWHT.complete`.
     """
-    n = _check(f, n, k, sigma, mode, groups, eta, hashing, p1, gamma, rounds, max_queries)
-    chosen = mode or ("noiseless" if sigma == 0 else "nso")
+    n = _check(f, n, k, sigma, mode, groups, eta, hashing, p1, degree, gamma, drop, rounds, max_queries)
+    chosen = mode or ("low_degree" if degree is not None else "noiseless" if sigma == 0 else "nso")
     generator = np.random.default_rng(seed)
-    detector = drawn(chosen, n, p1, generator)
+    detector = drawn(chosen, n, p1, degree, sigma == 0, generator)
     samples = Samples(f, n, bits)
     b = min(n, FIRST_BITS if k is None else max(1, math.ceil(math.log2(eta * k))))
     most = b if k is not None else _most_bits(n, groups, len(detector.offsets), hashing, max_queries, b)
     columns = matrices(hashing, n, most, groups, generator)
     made = [Group.sampled(c[:b], detector.offsets, samples) for c in columns]
     while True:
-        solved = _solve(made, detector, sigma, k, gamma, rounds)
+        solved = _solve(made, detector, sigma, k, gamma, rounds, DROP if drop is None and sigma is None else drop or 0.0)
         if b >= most or not solved.stuck(sigma is None):
             break
         made = [group.finer(int(c[b]), samples) for group, c in zip(made, columns, strict=True)]
@@ -176,7 +183,7 @@ class _Solved:
         return self.unresolved > STUCK * self.bins or (estimated and self.explained < 0.5)
 
 
-def _solve(groups: Sequence[Group], mode: Mode, sigma: float | None, k: int | None, gamma: float | None, rounds: int) -> _Solved:
+def _solve(groups: Sequence[Group], mode: Mode, sigma: float | None, k: int | None, gamma: float | None, rounds: int, drop: float) -> _Solved:
     bins = [group.transform() for group in groups]  # [B, P] each
     size = groups[0].bins
     total = size * len(groups)
@@ -194,7 +201,7 @@ def _solve(groups: Sequence[Group], mode: Mode, sigma: float | None, k: int | No
         noise = max(estimate(found_in, freedom, empty) if sigma is None else sigma**2 / size, floor)
         # first a tight bound, so that few pass by chance; then one that leaves no true one out
         over = wide if sweep else margin(freedom) if gamma is None else gamma
-        found = peel(rest, groups, mode, (1 + over) * noise, rounds)
+        found = peel(rest, groups, mode, (1 + over) * noise, rounds, drop)
         done += found.rounds
         if not len(found.support) and sweep:
             break
@@ -237,7 +244,7 @@ def _most_bits(n: int, groups: int, offsets: int, hashing: str, max_queries: int
 
 def _check(
     f: Any, n: int | None, k: int | None, sigma: float | None, mode: str | None, groups: int, eta: float, hashing: str,
-    p1: int | None, gamma: float | None, rounds: int, max_queries: int,
+    p1: int | None, degree: int | None, gamma: float | None, drop: float | None, rounds: int, max_queries: int,
 ) -> int:  # fmt: skip
     """n. Raises ValueError or TypeError for wrong arguments."""
     if isinstance(f, np.ndarray):
@@ -261,6 +268,12 @@ def _check(
         raise ValueError(f"sigma: must be at least 0, or None to estimate it, not {sigma}")
     if mode is not None and mode not in MODES:
         raise ValueError(f"mode: {mode!r}, must be one of {', '.join(MODES)}")
+    if degree is None and mode == "low_degree":
+        raise ValueError("degree: 'low_degree' must know how many bits a coefficient joins at most")
+    if degree is not None and mode not in (None, "low_degree"):
+        raise ValueError(f"degree: belongs to the mode 'low_degree', not to {mode!r}")
+    if degree is not None and not 1 <= degree * width(n) < n:
+        raise ValueError(f"degree: {degree} asks for {degree * width(n)} parities, must be 1 .. {n - 1} of them; without it {n} do for any degree")
     if hashing not in HASHES:
         raise ValueError(f"hashing: {hashing!r}, must be one of {', '.join(HASHES)}")
     if groups < 1:
@@ -271,6 +284,8 @@ def _check(
         raise ValueError(f"p1: must be at least 1, not {p1}")
     if gamma is not None and not 0 < gamma < math.inf:
         raise ValueError(f"gamma: must be positive, not {gamma}")
+    if drop is not None and not 0 <= drop < 1:
+        raise ValueError(f"drop: must be at least 0 and less than 1, not {drop}")
     if rounds < 1:
         raise ValueError(f"rounds: must be at least 1, not {rounds}")
     if max_queries < 1:

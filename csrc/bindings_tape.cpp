@@ -1,0 +1,91 @@
+// tape.hpp for Python. Memory comes as addresses, of tensors that dither/kernels/tape.py has checked and holds.
+#include "bindings.hpp"
+
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "tape.hpp"
+
+namespace dither {
+
+namespace {
+
+using Numbers = std::vector<int64_t>;
+
+void* at(int64_t address) { return reinterpret_cast<void*>(static_cast<uintptr_t>(address)); }
+
+// address, type, four strides
+Place place(const std::array<int64_t, 6>& from) {
+    return {at(from[0]), static_cast<Element>(from[1]), {from[2], from[3], from[4], from[5]}};
+}
+
+void elementwise(Tape& tape, int function, std::array<int64_t, 4> size, std::array<int64_t, 6> y, std::array<int64_t, 6> a, std::array<int64_t, 6> b,
+                 bool constant, float value) {
+    tape.add(Elementwise{static_cast<Function>(function), constant, value, {size[0], size[1], size[2], size[3]}, place(y), place(a), place(b)});
+}
+
+// of each matrix: rows, y, y's type, weight; dense: its type; packed: bits, group, scale, type of scale, zero, values; and, as floats, the middle of
+// codes without zeros and the scale of the tensor
+void multiply(Tape& tape, int64_t x, int x_type, int64_t columns, const std::vector<Numbers>& matrices, const std::vector<std::array<float, 2>>& floats) {
+    Products p{at(x), static_cast<Element>(x_type), columns, {}};
+    for (std::size_t i = 0; i < matrices.size(); ++i) {
+        const Numbers& m = matrices[i];
+        Product one{};
+        one.y = at(m[1]);
+        one.y_type = static_cast<Element>(m[2]);
+        one.packed = m.size() > 5;
+        if (one.packed) {
+            PackedMatmul& q = one.codes;
+            q.rows = m[0], q.columns = columns, q.tokens = 1;
+            q.packed = static_cast<const uint8_t*>(at(m[3]));
+            q.bits = static_cast<int>(m[4]);
+            q.group = m[5];
+            q.groups = (columns + q.group - 1) / q.group;
+            q.scale = at(m[6]);
+            q.scale_type = static_cast<ScaleStorage>(m[7]);
+            q.zero = static_cast<const uint8_t*>(at(m[8]));
+            q.values = static_cast<const float*>(at(m[9]));
+            q.middle = floats[i][0];
+            q.tensor_scale = floats[i][1];
+            q.exact = p.x_type == Element::float32;
+        } else {
+            one.dense = {m[0], columns, static_cast<Element>(m[4]), at(m[3])};
+        }
+        p.of.push_back(one);
+    }
+    tape.add(p);
+}
+
+// q, k, v: address, stride of heads, stride of features; y: address, stride of heads
+void attend(Tape& tape, int64_t layer, std::array<int64_t, 4> sizes, float scale, int type, std::array<int64_t, 3> q, std::array<int64_t, 3> k,
+            std::array<int64_t, 3> v, std::array<int64_t, 2> y) {
+    const auto head = [](const std::array<int64_t, 3>& from) { return Head{at(from[0]), from[1], from[2]}; };
+    tape.add(Attend{layer, sizes[0], sizes[1], sizes[2], sizes[3], scale, static_cast<Element>(type), head(q), head(k), head(v), at(y[0]), y[1]});
+}
+
+// layers: the addresses of each one's keys and values
+void run(Tape& tape, const Numbers& layers, int64_t length, int64_t capacity, const std::string& isa, int threads) {
+    std::vector<Attended> held;
+    for (std::size_t i = 0; i + 1 < layers.size(); i += 2) held.push_back({at(layers[i]), at(layers[i + 1])});
+    const Isa chosen = parse_isa(isa.c_str());
+    nb::gil_scoped_release release;
+    tape.run(held.data(), length, capacity, chosen, threads);
+}
+
+}  // namespace
+
+void bind_tape(nb::module_& m) {
+    nb::class_<Tape>(m, "Tape")
+        .def(nb::init<>())
+        .def("elementwise", &elementwise)
+        .def("multiply", &multiply)
+        .def("attend", &attend)
+        .def("run", &run);
+}
+
+}  // namespace dither

@@ -1,0 +1,118 @@
+// Codes of 4 bits in groups of 32, 64 or 128. A step is 64 bytes of a row, 128 codes; lane l of 16 bits holds codes 4l .. 4l + 3, and code k of all lanes
+// becomes 32 bfloat16 by a shift and a table (packed_matmul_avx512bf16.cpp). Four rows go side by side: a vector of x serves four products, sums of
+// rows hide each other's latency, and the last additions across lanes are done for all four at once, in the order in which one row's are done. The
+// scales of sixteen groups stay in a register, from which each step takes its own.
+#include <immintrin.h>
+
+#include "bfloat16.hpp"
+#include "packed_row.hpp"
+#include "packing.hpp"
+#include "scales_avx512.hpp"
+
+namespace {
+
+using dither::PackedMatmul;
+
+constexpr int64_t block = 128, step_bytes = 64, ahead = 4096;
+constexpr int codes = 4;
+
+// total - sum_g scale zero sum x, sixteen groups at a time
+__m512 without_zeros(const PackedMatmul& p, int64_t row, __m512 total) {
+    for (int64_t g = 0; g < p.groups; g += 16) {
+        const __mmask16 some = first_of(p.groups - g);
+        const __m512 zero = p.zero ? _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, p.zero + row * p.groups + g)))
+                                   : _mm512_set1_ps(p.middle);
+        total = _mm512_fnmadd_ps(_mm512_mul_ps(scales_from(p, row, g), zero), _mm512_maskz_loadu_ps(some, p.sums + g), total);
+    }
+    return total;
+}
+
+// lanes i and i + 8, then i + 4, i + 2, i + 1, as _mm512_reduce_add_ps adds them
+void sums_of(const __m512 (&x)[4], float* y) {
+    const auto halves = [](__m512 a, __m512 b) {  // 8 lanes of a, 8 of b
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    };
+    const __m512 ab = halves(x[0], x[1]), cd = halves(x[2], x[3]);
+    const __m512 quads = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));  // 4 lanes of each
+    const __m512 pairs = _mm512_add_ps(quads, _mm512_permute_ps(quads, 0x4E)), all = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xB1));
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(y, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all)));
+}
+
+struct Table {
+    __m512i values;
+    explicit Table(const PackedMatmul& p) {
+        alignas(64) uint16_t table[32];  // the upper half repeats the lower: five bits index it, of which a code is four
+        for (int d = 0; d < 32; ++d) table[d] = to_bfloat16(value_of(p, d & 15));
+        values = _mm512_load_si512(table);
+    }
+};
+
+template <bool exact, int R>
+void tile(const PackedMatmul& p, const Table& table, __m512i lane_group, int64_t row, float* y) {
+    constexpr int parts = exact ? 2 : 1;
+    const int64_t bytes = dither::packed_stride(p.columns, 4), steps = (p.columns + block - 1) / block, groups_a_step = block / p.group;
+    const uint8_t* const from = p.packed + row * bytes;
+    const uint16_t* x = static_cast<const uint16_t*>(p.ready);
+    const __m512i next = _mm512_set1_epi32(static_cast<int>(groups_a_step));
+    __m512 total[R], scales[R];
+    __m512i group = lane_group;
+    for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
+    for (int64_t s = 0, g = 0; s < steps; ++s, g += groups_a_step, x += 32 * codes * parts) {
+        if (g % 16 == 0) {
+            for (int r = 0; r < R; ++r) scales[r] = scales_from(p, row + r, g);
+            group = lane_group;
+        }
+        const int64_t at = s * step_bytes, left = bytes - at;
+        const __mmask64 there = left >= step_bytes ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+        __m512i loaded[R];
+        __m512 sum[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            loaded[r] = _mm512_maskz_loadu_epi8(there, from + r * bytes + at);
+            _mm_prefetch(reinterpret_cast<const char*>(from + r * bytes + at + ahead), _MM_HINT_T0);
+            sum[r] = _mm512_setzero_ps();
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < codes; ++k) {
+            __m512bh values[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r)
+                values[r] = reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(loaded[r], 4 * k), table.values));
+#pragma GCC unroll 2
+            for (int part = 0; part < parts; ++part) {
+                const __m512bh input = reinterpret_cast<__m512bh>(_mm512_loadu_si512(x + 32 * (k * parts + part)));
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r) sum[r] = _mm512_dpbf16_ps(sum[r], values[r], input);
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) total[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, scales[r]), sum[r], total[r]);
+        group = _mm512_add_epi32(group, next);
+    }
+    for (int r = 0; has_zeros(p) && r < R; ++r) total[r] = without_zeros(p, row + r, total[r]);
+    if constexpr (R == 4) sums_of(total, y + row);
+    else for (int r = 0; r < R; ++r) y[row + r] = _mm512_reduce_add_ps(total[r]);
+}
+
+template <bool exact>
+void rows(const PackedMatmul& p, int64_t first, int64_t last) {
+    const Table table(p);
+    alignas(64) int32_t index[16];
+    for (int lane = 0; lane < 16; ++lane) index[lane] = static_cast<int32_t>(lane * 2 * codes / p.group);
+    const __m512i lane_group = _mm512_load_si512(index);
+    int64_t o = first;
+    for (; o + 4 <= last; o += 4) tile<exact, 4>(p, table, lane_group, o, p.y);
+    for (; o < last; ++o) tile<exact, 1>(p, table, lane_group, o, p.y);
+}
+
+}  // namespace
+
+namespace dither {
+
+PackedRow packed_row_avx512bf16(const PackedMatmul& p) {
+    if (p.bits != 4 || p.tokens != 1 || (p.group != 32 && p.group != 64 && p.group != 128) || !fits_bfloat16(p)) return nullptr;
+    return p.exact ? rows<true> : rows<false>;
+}
+
+}  // namespace dither

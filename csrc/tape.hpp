@@ -1,0 +1,120 @@
+// A step of a model as a list of instructions on memory that stays where it is: what torch did to make one token's scores, op by op, done again without
+// torch (dither/quant/recording.py records it). An instruction is one of
+//     a function of elements    y = f(a, b), each with strides of its own, rounded to the type that y is stored in
+//     a sum or mean of rows     y[i, j, k] = sum_l a[i, j, k, l]
+//     products                  one row x with several matrices, packed (packed_matmul.hpp) or dense
+//     attention                 one query a head over the keys and values so far, to which this token's are added first
+// Elements are float32 or bfloat16 in memory and float32 in registers. The list runs in one parallel region: what is wide is cut by rows or heads, so
+// numbers do not depend on the number of threads; the rest is one thread's.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu.hpp"
+#include "packed_matmul.hpp"
+
+namespace dither {
+
+enum class Element : int64_t { float32, bfloat16 };
+
+enum class Function : int64_t {  // the numbers are those of dither/kernels/tape.py
+    copy, add, sub, mul, div,    // of a and b
+    neg, silu, sigmoid, relu, gelu, gelu_tanh, exp, tanh, sin, cos, sqrt, rsqrt, reciprocal, pow,  // of a; pow: the constant's power
+    sum, mean                    // over the last axis of a
+};
+
+struct Place {
+    void* at;
+    Element type;
+    int64_t stride[4];  // in elements; 0 where an axis is repeated
+};
+
+struct Elementwise {
+    Function function;
+    bool constant;  // b is the number `value`
+    float value;
+    int64_t size[4];  // of y, and of a for sum and mean; the last is the innermost
+    Place y, a, b;
+};
+
+struct Dense {
+    int64_t rows, columns;
+    Element type;
+    const void* weight;  // [O, I]
+};
+
+// y = x W^T
+struct Product {
+    bool packed;
+    PackedMatmul codes;
+    Dense dense;
+    void* y;
+    Element y_type;
+};
+
+struct Products {
+    const void* x;
+    Element x_type;
+    int64_t columns;
+    std::vector<Product> of;
+};
+
+struct Head {  // strides of [heads, features]
+    const void* at;
+    int64_t head, feature;
+};
+
+struct Attend {
+    int64_t layer, heads, groups, width, value_width;
+    float scale;
+    Element type;  // of all
+    Head q, k, v;
+    void* y;
+    int64_t y_head;  // features lie next to each other
+};
+
+inline constexpr int64_t key_panel = 16, heads_at_once = 4;
+
+// A layer's keys and values so far, in the type of `Attend`. Sixteen keys lie side by side, feature by feature: [G, capacity / 16, width, 16]; values
+// lie as they are: [G, capacity, value_width].
+struct Attended {
+    void *keys, *values;
+};
+
+struct TapeKernel {
+    void (*elementwise)(const Elementwise&);
+    void (*dense)(const Dense&, const float* x, int64_t first, int64_t last, float* y);  // x [columns, filled up to 16]
+    void (*widen)(const void* from, Element type, int64_t count, float* to);
+    void (*narrow)(const float* from, Element type, int64_t count, void* to);
+    // up to `heads_at_once` heads of one group; `logits`: [heads_at_once, stride] of the thread's own, stride a multiple of `key_panel`
+    void (*attend)(const Attend&, int64_t head, int64_t count, const void* keys, const void* values, int64_t length, float* logits, int64_t stride);
+};
+
+TapeKernel tape_kernel_scalar();
+#ifdef DITHER_X86
+TapeKernel tape_kernel_avx2();
+TapeKernel tape_kernel_avx512();
+#endif
+
+class Tape {
+public:
+    void add(const Elementwise&);
+    void add(const Products&);
+    void add(const Attend&);
+
+    // `layers`: by the layer of `Attend`; `length`: tokens before this one, below `capacity`, a multiple of `key_panel`. Not by two threads at once.
+    void run(const Attended* layers, int64_t length, int64_t capacity, Isa isa, int threads);
+
+private:
+    struct Step {
+        enum { elementwise, products, attend } kind;
+        std::size_t index;
+    };
+    std::vector<Step> steps;
+    std::vector<Elementwise> functions;
+    std::vector<Products> products;
+    std::vector<Attend> attentions;
+};
+
+}  // namespace dither

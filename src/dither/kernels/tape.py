@@ -1,0 +1,137 @@
+"""A list of instructions on tensors that stay where they are, run again and again in one C++ call: what a model does for one token, without torch.
+
+    y = f(a), f(a, b)          elements, broadcast as torch does; sums and means over the last axis
+    y_i = x W_i^T              one row with several matrices, packed (`PackedMatrix`) or dense: x is prepared once
+    y = softmax(scale q K^T) V one query a head over all keys so far, to which this token's are added first
+
+Numbers are float32 in registers and rounded to the type of y, float32 or bfloat16. Time is that of reading the matrices once; an instruction on a few
+hundred elements takes some tens of nanoseconds. Results do not depend on the number of threads. There is no torch reference: what is on a tape was
+done by torch before (`dither.quant.recording`), and is done so again where this extension is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dither.kernels.extension import extension, isa, threads
+from dither.kernels.packed_matmul import SCALES, PackedMatrix
+
+ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
+FUNCTIONS = (
+    "copy", "add", "sub", "mul", "div",
+    "neg", "silu", "sigmoid", "relu", "gelu", "gelu_tanh", "exp", "tanh", "sin", "cos", "sqrt", "rsqrt", "reciprocal", "pow",
+    "sum", "mean",
+)  # fmt: skip
+BINARY = ("add", "sub", "mul", "div", "pow")
+REDUCTIONS = ("sum", "mean")
+WIDEST_HEAD = 512
+PANEL = 16  # keys that lie side by side
+_AXES = 4
+
+
+class Tape:
+    """Holds the tensors that its instructions name. Raises RuntimeError where the extension is missing or switched off."""
+
+    def __init__(self) -> None:
+        native = extension()
+        if native is None:
+            raise RuntimeError("a tape needs the C++ extension")
+        self._native: Any = native.Tape()
+        self._held: list[Any] = []
+
+    def elementwise(self, function: str, y: Tensor, a: Tensor, b: Tensor | float | None = None) -> None:
+        """``y = f(a, b)`` with ``a`` and ``b`` broadcast to the shape of ``y``; of `REDUCTIONS`, ``y [..., 1]`` is made of ``a [..., n]``. ``pow``
+        takes a number b. Raises ValueError for names, types, shapes that are not these, and for more than four axes that cannot be joined."""
+        if function not in FUNCTIONS:
+            raise ValueError(f"function: must be one of {', '.join(FUNCTIONS)}, not {function!r}")
+        if (b is None) == (function in BINARY) or (function == "pow" and isinstance(b, Tensor)):
+            raise ValueError(f"b: {function} takes {'a number' if function == 'pow' else 'one' if function in BINARY else 'none'}")
+        self._hold("y", y, "a", a, *(("b", b) if isinstance(b, Tensor) else ()))
+        if function in REDUCTIONS:
+            if y.shape[:-1] != a.shape[:-1] or y.shape[-1:] != (1,):
+                raise ValueError(f"y: shape {list(y.shape)}, must be that of a with one in the last axis, {list(a.shape)}")
+            y = y.expand(a.shape)
+        operands = [y, _broadcast("a", a, y), *([_broadcast("b", b, y)] if isinstance(b, Tensor) else [])]
+        size, strides = _joined(operands, keep_last=function in REDUCTIONS)
+        places = [(t.data_ptr(), ELEMENTS[t.dtype], *s) for t, s in zip(operands, strides, strict=True)]
+        nothing = (0, 0, 0, 0, 0, 0)
+        number = 0.0 if b is None or isinstance(b, Tensor) else float(b)
+        self._native.elementwise(FUNCTIONS.index(function), size, *places, *[nothing] * (3 - len(places)), not isinstance(b, Tensor), number)
+
+    def multiply(self, x: Tensor, matrices: Sequence[tuple[PackedMatrix | Tensor, Tensor]]) -> None:
+        """``x [I]`` with each of ``matrices``, packed or ``[O, I]``, into its ``y [O]``. All dense; ValueError for other shapes and types."""
+        self._hold("x", x)
+        numbers, floats = [], []
+        for weight, y in matrices:
+            self._hold("y", y)
+            if isinstance(weight, PackedMatrix):
+                dense, shape = True, [weight.packed.shape[0], weight.columns]
+                scale, zero = weight.scale, weight.zero
+                zeros, middle = (zero.data_ptr(), 0.0) if isinstance(zero, Tensor) else (0, float(zero))
+                values = 0 if weight.values is None else weight.values.data_ptr()
+                own = [weight.packed.data_ptr(), weight.bits, weight.group, scale.data_ptr(), SCALES[scale.dtype], zeros, values]
+                factor = weight.tensor_scale
+                self._held.append(weight)
+            else:
+                self._hold("weight", weight)
+                dense, shape, middle, factor = weight.is_contiguous(), list(weight.shape), 0.0, 1.0
+                own = [weight.data_ptr(), ELEMENTS[weight.dtype]]
+            if shape != [*y.shape, *x.shape] or not (dense and x.is_contiguous() and y.is_contiguous()):
+                raise ValueError(f"weight: {shape} does not take a dense {list(x.shape)} to a dense {list(y.shape)}")
+            numbers.append([shape[0], y.data_ptr(), ELEMENTS[y.dtype], *own])
+            floats.append((middle, factor))
+        self._native.multiply(x.data_ptr(), ELEMENTS[x.dtype], x.numel(), numbers, floats)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor, scale: float) -> None:
+        """``q [H, d]``, ``k [G, d]``, ``v [G, e]``, ``y [H, e]`` of one type, G divides H; ``layer``: of the keys and values that `run` is given.
+        Raises ValueError for other shapes and types, and for heads wider than `WIDEST_HEAD`."""
+        self._hold("q", q, "k", k, "v", v, "y", y)
+        heads, groups, width, value_width = q.shape[0], k.shape[0], q.shape[1], v.shape[1]
+        if k.shape[1] != width or v.shape[0] != groups or y.shape != (heads, value_width) or not groups or heads % groups:
+            raise ValueError(f"k: shapes {[list(t.shape) for t in (q, k, v, y)]} are not [H, d], [G, d], [G, e], [H, e]")
+        if len({t.dtype for t in (q, k, v, y)}) > 1 or max(width, value_width) > WIDEST_HEAD or y.stride(1) != 1:
+            raise ValueError(f"q: types {[t.dtype for t in (q, k, v, y)]} must be one, heads at most {WIDEST_HEAD} wide, y dense in its last axis")
+        places = [(t.data_ptr(), *t.stride()) for t in (q, k, v)]
+        sizes = (heads, groups, width, value_width)
+        self._native.attend(layer, sizes, scale, ELEMENTS[q.dtype], *places, (y.data_ptr(), y.stride(0)))
+
+    def run(self, layers: Sequence[int], length: int, capacity: int) -> None:
+        """``layers``: the addresses of each layer's keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``, one after the other,
+        dense, with room for token ``length``, which is this one. ``capacity`` is a multiple of `PANEL`. Not from two threads at once."""
+        if not 0 <= length < capacity or capacity % PANEL:
+            raise ValueError(f"length: must be 0 .. capacity - 1 and capacity a multiple of {PANEL}, not {length} and {capacity}")
+        self._native.run(layers, length, capacity, isa(), threads())
+
+    def _hold(self, *named: Any) -> None:
+        for name, tensor in zip(named[::2], named[1::2], strict=True):
+            if tensor.dtype not in ELEMENTS or tensor.device.type != "cpu":
+                raise ValueError(f"{name}: {tensor.dtype} on {tensor.device}, must be float32 or bfloat16 on the CPU")
+            self._held.append(tensor)
+
+
+def _broadcast(name: str, x: Tensor, y: Tensor) -> Tensor:
+    try:
+        return x.expand(y.shape)
+    except RuntimeError:
+        raise ValueError(f"{name}: shape {list(x.shape)} cannot be broadcast to {list(y.shape)}") from None
+
+
+def _joined(operands: Sequence[Tensor], *, keep_last: bool) -> tuple[list[int], list[list[int]]]:
+    """Sizes and strides on four axes, the same for all: axes of one element go, neighbours that all operands step through alike become one."""
+    shape = operands[0].shape
+    axes = [(n, [t.stride(i) for t in operands]) for i, n in enumerate(shape) if n != 1 or (keep_last and i == len(shape) - 1)]
+    joined: list[tuple[int, list[int]]] = []
+    for i, (n, steps) in enumerate(axes):
+        last = keep_last and i == len(axes) - 1
+        if joined and not last and all(outer == inner * n for outer, inner in zip(joined[-1][1], steps, strict=True)):
+            joined[-1] = (joined[-1][0] * n, steps)
+        else:
+            joined.append((n, steps))
+    if len(joined) > _AXES:
+        raise ValueError(f"y: shape {list(shape)} has more than {_AXES} axes that cannot be joined")
+    filled = [(1, [0] * len(operands))] * (_AXES - len(joined)) + joined
+    return [n for n, _ in filled], [[steps[i] for _, steps in filled] for i in range(len(operands))]

@@ -1,0 +1,105 @@
+"""A recorded step as a program: its instructions on a `dither.kernels.tape.Tape`, with keys and values of its own.
+
+Products of the same row stand together, so that its preparation serves all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from dither.kernels.tape import PANEL, Tape
+from dither.quant.program.instructions import Attend, Elementwise, Instruction, Multiply, Record
+from dither.quant.program.memory import Group, Memory
+
+_SPARE = 64  # tokens that keys and values have room for at the least
+
+
+class KeysValues:
+    """Of one sequence: for each layer keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``. ``cache``: of transformers, whose
+    tokens are copied."""
+
+    def __init__(self, cache: DynamicCache) -> None:
+        layers: list[Any] = list(cache.layers)
+        self.length = cache.get_seq_length()
+        self.capacity = _room(self.length)
+        self.held: list[Tensor] = []
+        for layer in layers:
+            keys, values = (t[0].new_zeros(t.shape[1], self.capacity, t.shape[3]) for t in (layer.keys, layer.values))  # [G, capacity, d]
+            keys[:, : self.length], values[:, : self.length] = layer.keys[0], layer.values[0]
+            self.held += [keys.unflatten(1, (-1, PANEL)).transpose(2, 3).contiguous(), values]
+        self.addresses = [t.data_ptr() for t in self.held]
+
+    def make_room(self) -> None:
+        if self.length < self.capacity:
+            return
+        before, self.capacity = self.held, _room(self.length)
+        self.held = [t.new_zeros(t.shape[0], self.capacity * t.shape[1] // self.length, *t.shape[2:]) for t in before]
+        for new, old in zip(self.held, before, strict=True):
+            new[:, : old.shape[1]] = old
+        self.addresses = [t.data_ptr() for t in self.held]
+
+
+def _room(length: int) -> int:
+    """For so many tokens and some more."""
+    return -(-(length + max(_SPARE, length // 8)) // PANEL) * PANEL
+
+
+class Program:
+    """``lock``: its memory serves one step at a time."""
+
+    def __init__(self, found: Record) -> None:
+        self.lock = threading.Lock()
+        instructions = together(found.instructions)
+        memory = Memory(found, instructions)
+        self.place = memory(found.place)
+        self.lookups = [(module, name, memory(y)) for module, name, y in found.lookups]
+        self.scores = memory(found.logits)[0, -1]
+        self.tape = Tape()
+        for group in instructions:
+            write_on(self.tape, group, memory, memory)
+
+    def step(self, token: int, held: KeysValues) -> Tensor:
+        """The scores ``[V]`` behind one more token, float32; its keys and values join ``held``."""
+        index = {"id": torch.tensor([[token]]), "place": torch.tensor([[held.length]])}
+        held.make_room()
+        with self.lock:
+            self.place.fill_(held.length)
+            for module, name, row in self.lookups:
+                row.copy_(module(index[name]))
+            self.tape.run(held.addresses, held.length, held.capacity)
+            held.length += 1
+            return self.scores.to(torch.float32, copy=True)
+
+
+def together(instructions: Sequence[Instruction]) -> list[Group]:
+    """Products of a row follow the first of them; every tensor is written once, so nothing that they read changes in between."""
+    found: list[Group] = []
+    products: dict[int, list[Instruction]] = {}
+    for instruction in instructions:
+        if not isinstance(instruction, Multiply):
+            found.append([instruction])
+        elif (at := instruction.x.data_ptr()) in products:
+            products[at].append(instruction)
+        else:
+            products[at] = [instruction]
+            found.append(products[at])
+    return found
+
+
+def write_on(tape: Tape, group: Group, read: Callable[[Tensor], Tensor], write: Callable[[Tensor], Tensor]) -> None:
+    """``read`` and ``write``: what stands for a recorded tensor that is read, and for one that is written."""
+    head = group[0]
+    match head:
+        case Elementwise(function=function, y=y, a=a, b=b):
+            tape.elementwise(function, write(y), read(a), read(b) if isinstance(b, Tensor) else b)
+        case Attend():
+            tape.attend(head.layer, read(head.q), read(head.k), read(head.v), write(head.y), head.scale)
+        case Multiply():
+            pairs = [(m.weight, write(m.y).view(-1)) for m in group if isinstance(m, Multiply)]
+            tape.multiply(read(head.x).view(-1), pairs)

@@ -1,0 +1,200 @@
+"""The instructions of a tape against float64, on every instruction set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dither import kernels
+from dither.kernels.tape import FUNCTIONS, Tape
+from kernels.conftest import ISAS, use
+
+TYPES = (torch.float32, torch.bfloat16)
+F = torch.nn.functional
+TRUTH: dict[str, Callable[..., Tensor]] = {
+    "copy": lambda a: a, "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "neg": torch.neg, "silu": F.silu,
+    "sigmoid": torch.sigmoid, "relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda a: F.gelu(a, approximate="tanh"), "exp": torch.exp,
+    "tanh": torch.tanh, "sin": torch.sin, "cos": torch.cos, "sqrt": lambda a: a.abs().sqrt(), "rsqrt": lambda a: a.abs().rsqrt(),
+    "reciprocal": torch.reciprocal, "pow": torch.pow, "sum": lambda a: a.sum(-1, keepdim=True), "mean": lambda a: a.mean(-1, keepdim=True),
+}  # fmt: skip
+
+
+@pytest.fixture(params=ISAS, autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(monkeypatch, request.param)
+    return str(request.param)
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return (4 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def close(found: Tensor, truth: Tensor, ulps: float = 4) -> None:
+    """Within a few roundings of the type it is stored in, and of float32's where values cancel."""
+    unit = 2.0 ** -(8 if found.dtype == torch.bfloat16 else 23)
+    error = (found.double() - truth).abs()
+    assert bool((error <= ulps * unit * truth.abs() + 1e-6).all()), float(error.max())
+
+
+def ran(write: Callable[[Tape], None]) -> None:
+    tape = Tape()
+    write(tape)
+    tape.run([], 0, 16)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_of_elements(function: str, dtype: torch.dtype) -> None:
+    for count in (1, 3, 15, 16, 17, 33, 160):
+        a = draw(2, count, dtype=dtype, seed=count)
+        a = a.abs() if function in ("sqrt", "rsqrt") else a
+        b = 2.0 if function == "pow" else draw(2, count, dtype=dtype, seed=count + 1) + 9 if function in ("add", "sub", "mul", "div") else None
+        truth = TRUTH[function](a.double(), *([] if b is None else [b.double() if isinstance(b, Tensor) else b]))
+        y = torch.full(truth.shape, math.nan, dtype=dtype)
+        ran(lambda tape: tape.elementwise(function, y, a, b))  # noqa: B023
+        if function == "sum":
+            assert (y.double() - truth).abs().max() <= 2.0 ** (-7 if dtype == torch.bfloat16 else -21) * a.double().abs().sum()
+        else:
+            close(y, truth, 64 if function == "mean" else 4)
+
+
+def test_far_ends_do_not_overflow() -> None:
+    a = torch.tensor([-1e30, -200.0, -88.0, 0.0, 88.0, 200.0, 1e30, -math.inf, math.inf, math.nan] + [0.0] * 10)
+    y = torch.zeros_like(a)
+    ran(lambda tape: tape.elementwise("sigmoid", y, a))
+    assert torch.equal(y[:9].isfinite(), torch.ones(9, dtype=torch.bool)) and bool(y[9].isnan())
+    close(y[:9], a[:9].double().sigmoid())
+    ran(lambda tape: tape.elementwise("silu", y, a))
+    close(y[:7], F.silu(a[:7].double()))
+
+
+def test_views_and_broadcasting() -> None:
+    """What rotary embeddings and norms do: halves, repeated rows, one number a row, transposed axes."""
+    x, row, column = draw(1, 9, 1, 64), draw(1, 1, 1, 64, seed=1), draw(1, 9, 1, 1, seed=2)
+    turned, y, z = torch.empty_like(x), torch.empty_like(x), torch.empty(1, 1, 9, 64).transpose(1, 2)
+    cube, out = draw(3, 4, 5, 6, seed=3).permute(2, 0, 3, 1), torch.empty(5, 3, 6, 4)
+
+    def write(tape: Tape) -> None:
+        tape.elementwise("neg", turned[..., :32], x[..., 32:])
+        tape.elementwise("copy", turned[..., 32:], x[..., :32])
+        tape.elementwise("mul", y, turned, row)
+        tape.elementwise("mul", z, y, column)
+        tape.elementwise("mul", out, cube, cube[:, :1])
+
+    ran(write)
+    expected = torch.cat((-x[..., 32:], x[..., :32]), -1) * row
+    assert torch.equal(turned, torch.cat((-x[..., 32:], x[..., :32]), -1)) and torch.equal(y, expected) and torch.equal(z, expected * column)
+    assert torch.equal(out, cube * cube[:, :1])
+
+
+def packed(outputs: int, inputs: int, bits: int, group: int, seed: int) -> tuple[kernels.PackedMatrix, Tensor]:
+    """A matrix, and its values in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 1 << bits, (outputs, inputs), dtype=torch.uint8, generator=generator)
+    groups = -(-inputs // group)
+    scale = (torch.rand(outputs, groups, generator=generator) + 0.5).half()
+    zero = torch.randint(0, 1 << bits, (outputs, groups), dtype=torch.uint8, generator=generator)
+    of = torch.arange(inputs) // group
+    return kernels.PackedMatrix(kernels.pack_rows(codes, bits), bits, scale, zero, group, inputs), scale.double()[:, of] * (
+        codes.double() - zero.double()[:, of]
+    )
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_one_row_with_matrices_of_all_kinds(dtype: torch.dtype, threads: int) -> None:
+    """Of several widths and groups at once, dense ones between them; each gives what the packed product alone gives, to the last bit."""
+    inputs = 96
+    x = draw(inputs, dtype=dtype)
+    kinds = [(5, 4, 32), (16, 8, 32), (7, 4, 32), (3, 3, 48), (1, 4, inputs), (33, 4, 32)]
+    few = [packed(o, inputs, bits, group, seed) for seed, (o, bits, group) in enumerate(kinds)]
+    dense = [draw(o, inputs, dtype=t, seed=o) for o, t in ((4, torch.bfloat16), (6, torch.float32))]
+    matrices: list[tuple[kernels.PackedMatrix | Tensor, Tensor]] = [
+        *((m, torch.empty(o, dtype=dtype)) for (m, _), (o, _, _) in zip(few[:3], kinds[:3], strict=True)),
+        *((w, torch.empty(w.shape[0], dtype=t)) for w, t in zip(dense, (dtype, torch.float32), strict=True)),
+        *((m, torch.empty(o, dtype=torch.float32)) for (m, _), (o, _, _) in zip(few[3:], kinds[3:], strict=True)),
+    ]
+    torch.set_num_threads(threads)
+    ran(lambda tape: tape.multiply(x, matrices))
+    truths = [v for _, v in few[:3]] + [w.double() for w in dense] + [v for _, v in few[3:]]
+    for (weight, y), truth in zip(matrices, truths, strict=True):
+        scale = (truth.abs() @ x.double().abs())[:]
+        assert bool(((y.double() - truth @ x.double()).abs() <= 2.0 ** (-8 if y.dtype == torch.bfloat16 else -15) * scale).all())
+        if isinstance(weight, kernels.PackedMatrix) and y.dtype == dtype:
+            assert torch.equal(y, weight(x[None])[0])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_matrices_whose_codes_name_values(dtype: torch.dtype) -> None:
+    """Several tables at once, one that bfloat16 does not hold, scales of a byte: each gives what the packed product alone gives, to the last bit."""
+    g, x = torch.Generator().manual_seed(0), draw(96, dtype=dtype)
+    wide, half = torch.randn(16, generator=g), torch.randn(128, generator=g).bfloat16().float()
+    small = wide.bfloat16().float()
+    floats = torch.cat([half.abs(), -half.abs()])
+    kinds = [(4, 32, small, 0.5), (4, 32, None, 1.0), (4, 32, wide, 2.0), (4, 32, small, 0.25), (8, 48, floats, 1.0)]
+    matrices: list[tuple[kernels.PackedMatrix | Tensor, Tensor]] = []
+    for bits, group, values, factor in kinds:
+        codes = torch.randint(0, 1 << bits, (9, 96), dtype=torch.uint8, generator=g)
+        scale = (torch.rand(9, 96 // group, generator=g) + 0.5).to(torch.float8_e4m3fn)
+        weight = kernels.PackedMatrix(kernels.pack_rows(codes, bits), bits, scale, 0.0, group, 96, values=values, tensor_scale=factor)
+        matrices.append((weight, torch.empty(9, dtype=dtype)))
+    ran(lambda tape: tape.multiply(x, matrices))
+    for weight, y in matrices:
+        assert isinstance(weight, kernels.PackedMatrix) and torch.equal(y, weight(x[None])[0])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("heads", "groups", "width", "value_width"), [(4, 2, 8, 8), (9, 3, 64, 64), (3, 3, 20, 33), (1, 1, 1, 1), (7, 1, 5, 16)])
+def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, value_width: int, threads: int) -> None:
+    """Token after token, against float64's softmax over all keys so far; strides as a transposed projection has them."""
+    tokens, capacity, layers = 70, 80, 2
+    q, k, v = (draw(tokens, n, d, dtype=dtype, seed=i) / 4 for i, (n, d) in enumerate(((heads, width), (groups, width), (groups, value_width))))
+    held = [torch.full((groups, capacity, d), math.nan, dtype=dtype) for _ in range(layers) for d in (width, value_width)]  # filled anyhow
+    at = [torch.empty_like(x[0]) for x in (q, k)]
+    v_at = torch.empty(value_width, groups, dtype=dtype).T  # features are not dense
+    y = torch.empty(heads, value_width, dtype=dtype)
+    torch.set_num_threads(threads)
+    tape = Tape()
+    tape.attend(1, *at, v_at, y, 0.25)
+    for t in range(tokens):
+        for there, x in zip((*at, v_at), (q, k, v), strict=True):
+            there.copy_(x[t])
+        tape.run([h.data_ptr() for h in held], t, capacity)
+        if t in (0, 1, 2, 15, 16, 17, 63, 69):
+            keys, values = (x[: t + 1].double().repeat_interleave(heads // groups, 1) for x in (k, v))
+            p = (torch.einsum("hd,thd->ht", q[t].double(), keys) / 4).softmax(-1)
+            truth = torch.einsum("ht,the->he", p, values)
+            assert (y.double() - truth).abs().max() <= (2.0**-8 if dtype == torch.bfloat16 else 2.0**-20) * values.abs().max()
+    keys = held[2].view(groups, -1, width, 16).transpose(2, 3).reshape(groups, capacity, width)
+    assert torch.equal(keys[:, :tokens], k.transpose(0, 1)) and torch.equal(held[3][:, :tokens], v.transpose(0, 1)) and bool(held[0].isnan().all())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    tape, x = Tape(), torch.zeros(4)
+    for call, match in (
+        (lambda: tape.elementwise("erf", x, x), "function"),
+        (lambda: tape.elementwise("add", x, x), "b: add takes one"),
+        (lambda: tape.elementwise("neg", x, x, 1.0), "b: neg takes none"),
+        (lambda: tape.elementwise("pow", x, x, x), "b: pow takes a number"),
+        (lambda: tape.elementwise("neg", x, torch.zeros(3)), "a: shape"),
+        (lambda: tape.elementwise("neg", x, x.double()), "a: torch.float64"),
+        (lambda: tape.elementwise("sum", x, x), "y: shape"),
+        (lambda: tape.multiply(x, [(torch.zeros(2, 3), torch.zeros(2))]), "weight"),
+        (lambda: tape.multiply(x, [(torch.zeros(4, 2).T, torch.zeros(2))]), "weight"),
+        (lambda: tape.attend(0, x[None], x[None], x[None, :2], x[None], 1.0), "k: shapes"),
+        (lambda: tape.attend(0, x[None], x[None], x[None].bfloat16(), x[None], 1.0), "q: types"),
+        (lambda: tape.run([], 16, 16), "length"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+def test_there_is_no_tape_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITHER_KERNELS", "reference")
+    with pytest.raises(RuntimeError, match="extension"):
+        Tape()

@@ -14,6 +14,11 @@ alone, measured apart, is taken off. Weights:
     dither q4_0        the grids of the Q4_0 file: 4 bits in groups of 32, symmetric; embedding and head in 8 bits, groups of 32
     llama.cpp q4_0     the same checkpoint, exported (embedding and head become Q8_0)
     llama.cpp q4_1     the package's own file
+    openvino q4_0      the Q4_0 file, read by OpenVINO GenAI
+    onnxruntime int4   onnxruntime-genai on what its builder makes of the float model: 4 bits in groups of 32, the head too; int8 products
+
+A peer that cannot run is named in the record with what it said. optimum-intel, which makes OpenVINO's own 4-bit models, needs an older transformers
+than ours; our own ONNX export has no cache of keys and values, so it makes no text token by token.
 """
 
 from __future__ import annotations
@@ -43,6 +48,20 @@ GRIDS = {
     "w4-head8": ("--group", "64", "--layer", "model.embed_tokens=8:64"),
     "q4_0": ("--group", "32", "--sym", "extremum", "--layer", "model.embed_tokens=8:32"),
 }
+BUILD = """
+import subprocess, sys
+from dither import models
+model, tokenizer = models.load("smollm2")
+for part in (model, tokenizer):
+    part.save_pretrained(sys.argv[1] + "/float")
+command = ["-m", "onnxruntime_genai.models.builder", "-i", sys.argv[1] + "/float", "-o", sys.argv[1] + "/genai", "-p", "int4", "-e", "cpu"]
+options = ["-c", sys.argv[1] + "/cache", "--extra_options", "int4_block_size=32", "int4_accuracy_level=4"]
+subprocess.run([sys.executable, *command, *options], check=True)
+"""
+
+
+class DidNotRun(Exception):
+    """The reason is the message."""
 
 
 def dither(*arguments: str) -> None:
@@ -54,6 +73,8 @@ def checkpoints(folder: Path) -> None:
     for name, grid in GRIDS.items():
         if not (folder / name / "config.json").is_file():
             dither("quantize", "smollm2", "--method", "rtn", "--bits", "4", *grid, "--out", str(folder / name))
+    if not (folder / "genai" / "genai_config.json").is_file():
+        subprocess.run([sys.executable, "-c", BUILD, str(folder)], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if not (folder / "gguf" / "model.gguf").is_file():
         dither("export", str(folder / "q4_0"), "--to", "gguf", "--tokenizer", "smollm2", "--nearest", "--out", str(folder / "gguf"))
 
@@ -68,6 +89,8 @@ def arms(folder: Path, threads: int) -> list[Arm]:
         Arm("torch float32", "torch", "smollm2", "float32", threads),
         Arm("llama.cpp q4_0", "llama.cpp", str(folder / "gguf" / "model.gguf"), "", threads),
         Arm("llama.cpp q4_1", "llama.cpp", str(embedded_file()), "", threads),
+        Arm("openvino q4_0", "openvino-genai", str(folder / "gguf" / "model.gguf"), "", threads),
+        Arm("onnxruntime int4", "onnxruntime-genai", str(folder / "genai"), "", threads),
     ]
 
 
@@ -86,12 +109,10 @@ class Process:
         print(json.dumps(what), file=self.child.stdin, flush=True)
         answer = self.child.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self.arm.name}: its process ended with {self.child.wait()}; its messages:\n{self._messages()}")
+            self.log.seek(0)
+            said = [line for line in self.log.read().splitlines() if line.strip()]
+            raise DidNotRun(f"its process ended with {self.child.wait()}: {said[-1][:300] if said else 'no message'}")
         return json.loads(answer)
-
-    def _messages(self) -> str:
-        self.log.seek(0)
-        return self.log.read()[-4000:]
 
     @classmethod
     @contextmanager
@@ -140,11 +161,19 @@ def main() -> None:
         chosen = [arm for arm in arms(folder, asked.threads) if asked.only is None or arm.name in asked.only]
         if not chosen:
             parser.error(f"--only: names none of {', '.join(repr(arm.name) for arm in arms(folder, asked.threads))}")
-        processes = [stack.enter_context(Process.start(arm)) for arm in chosen]
+        processes, absent = [], {}
+        for arm in chosen:
+            try:
+                processes.append(stack.enter_context(Process.start(arm)))
+            except DidNotRun as why:
+                if arm.runtime in ("dither", "torch"):
+                    raise
+                absent[arm.name] = str(why)
+                print(f"{arm.name}: {why}", flush=True)
         found = rounds(processes, prefills, tokens, count)
         record = machine() | {
             "threads": asked.threads, "read_bandwidth": peak, "prompt_tokens": PROMPT, "tokens": tokens, "rounds": count,
-            "rows": rows(processes, found, peak),
+            "rows": rows(processes, found, peak), "did_not_run": absent,
         }  # fmt: skip
     show(record["rows"], prefills)
     if asked.out is not None:

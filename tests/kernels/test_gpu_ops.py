@@ -18,20 +18,23 @@ def arguments(name: str) -> tuple[Any, ...]:
     """Of the operation ``name``, for 5 rows of 64 inputs and 24 outputs."""
     if name == "packed_matmul":
         return packed_problem(24, 64, 4, 32, 5, dtype=torch.float32).arguments()
-    scheme: Scheme = (Int(8) if name == "int8_matmul" else Float(4, 3)) @ channel()
+    scheme: Scheme = (Float(4, 3) if name == "float8_matmul" else Int(8)) @ channel()
     g = torch.Generator().manual_seed(3)
     weight, x = torch.randn(24, 64, generator=g), torch.randn(5, 64, generator=g)
     params = scheme.fit(weight)
     held = QTensor.from_codes(scheme.encode(weight, params), params, scheme).tensors()
-    rest = [held["codes"], held["scale"], *([held["zero_point"]] if name == "int8_matmul" else [])]
-    return (x.to(DEVICE), *(t.to(DEVICE) for t in rest), "float16")
+    rest = [held["codes"], held["scale"], *([] if name == "float8_matmul" else [held["zero_point"]])]
+    last: tuple[Any, ...] = (8, 64, 8, "", "float16") if name == "rounded_matmul" else ("float16",)
+    return (x.to(DEVICE), *(t.to(DEVICE) for t in rest), *last)
 
 
 def ready(name: str) -> bool:
+    if name == "rounded_matmul":
+        return DEVICE == "cpu"
     return DEVICE == "cpu" or (presence.has_triton() and (name != "float8_matmul" or presence.has_float8(torch.device(DEVICE))))
 
 
-NAMES = pytest.mark.parametrize("name", [n for n in ("packed_matmul", "int8_matmul", "float8_matmul") if ready(n)])
+NAMES = pytest.mark.parametrize("name", [n for n in ("packed_matmul", "int8_matmul", "float8_matmul", "rounded_matmul") if ready(n)])
 
 
 def operation(name: str) -> Any:

@@ -63,9 +63,9 @@ def test_in_bfloat16_and_with_a_few_bit_head(name: str) -> None:
     check(model.bfloat16(), 0.05)
 
 
-@pytest.mark.parametrize("knobs", [{"format": "fp4"}, {"format": "nvfp4", "group": 16}, {"format": "mxfp4"}, {"format": "fp8", "group": None}], ids=str)
-def test_layers_of_small_floats(knobs: dict[str, Any]) -> None:
-    model = few_bits(tiny_models.build("llama")[0], **{"bits": 8 if knobs["format"] == "fp8" else 4, "group": 32} | knobs)
+@pytest.mark.parametrize(("name", "bits", "size"), [("fp4", 4, 32), ("nvfp4", 4, 16), ("mxfp4", 4, 32), ("fp8", 8, None)])
+def test_layers_of_small_floats(name: str, bits: int, size: int | None) -> None:
+    model = few_bits(tiny_models.build("llama")[0], format=name, bits=bits, group=size)
     check(model, 1e-4)
     check(model.bfloat16(), 0.05)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dither.cli import lean
 from dither.cli import options as o
 
 
@@ -31,18 +32,20 @@ def command(
     Example: dither run smollm2-w4 "The capital of France is" --max-tokens 20
     """
     from dither.errors import UsageError
-    from dither.quant.evaluate import open_model
-    from dither.quant.generate import Sampling, generate
 
     if not prompt:
         raise UsageError("the prompt is empty")
     if stop and not all(stop):
         raise UsageError("--stop: a stop string is empty")
-    sampling = Sampling(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=tuple(stop or ()),
-        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-    )  # fmt: skip
-    network, tokenizer = open_model(model, dtype)
+    with lean.imports():
+        from dither.quant.evaluate import open_model
+        from dither.quant.generate import Sampling, generate
+
+        sampling = Sampling(
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=tuple(stop or ()),
+            presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+        )  # fmt: skip
+        network, tokenizer = open_model(model, dtype)
     started = time.perf_counter()
     first: list[float] = []
 

@@ -13,6 +13,8 @@ from dither.kernels.checks import check, check_bits, check_range
 from dither.kernels.extension import extension, threads
 from dither.kernels.packing_reference import pack_rows_reference, unpack_rows_reference
 
+_ALONE = 1 << 16  # codes that one thread unpacks before another could be woken
+
 
 def packed_stride(columns: int, bits: int) -> int:
     """Bytes of one packed row."""
@@ -42,5 +44,5 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     if native is None:
         return unpack_rows_reference(packed, bits, columns)
     codes = torch.empty(packed.shape[0], columns, dtype=torch.uint8)
-    native.unpack_rows(packed, bits, codes, threads())
+    native.unpack_rows(packed, bits, codes, threads() if codes.numel() > _ALONE else 1)
     return codes

@@ -40,6 +40,10 @@ class Recorder(TorchDispatchMode):
         self.depends = {storage(ids), storage(place)}
         self.silent = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would load its compiler, which takes a second, to keep it away from what is never compiled
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         output = func(*args, **options)

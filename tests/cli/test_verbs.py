@@ -145,6 +145,7 @@ def test_run(capsys: pytest.CaptureFixture[str], folder: Path, checkpoint: Path,
         "prompt_tokens",
         "stopped_by",
         "seconds",
+        "prompt_seconds",
         "first_text_seconds",
         "seed",
     } == set(found)

@@ -119,7 +119,7 @@ void unpack_rows(Matrix<const uint8_t> packed, int bits, Matrix<uint8_t> codes, 
 
 template <class T>
 void dequantize(Matrix<const uint8_t> packed, int bits, Matrix<const float> scale, Matrix<const float> zero, int64_t group,
-                Matrix<T> values, const std::string& isa, int threads) {
+                std::optional<Vector<const float>> table, Matrix<T> values, const std::string& isa, int threads) {
     dither::DequantizeProblem p{};
     p.rows = static_cast<int64_t>(values.shape(0));
     p.columns = static_cast<int64_t>(values.shape(1));
@@ -127,6 +127,7 @@ void dequantize(Matrix<const uint8_t> packed, int bits, Matrix<const float> scal
     p.groups = static_cast<int64_t>(scale.shape(1));
     p.bits = bits;
     p.packed = packed.data();
+    p.table = table ? table->data() : nullptr;
     p.scale = scale.data();
     p.zero = zero.data();
     p.values = values.data();
@@ -139,13 +140,13 @@ void dequantize(Matrix<const uint8_t> packed, int bits, Matrix<const float> scal
 template <class T>
 void bind_dequantize(nb::module_& m) {
     m.def("dequantize", &dequantize<T>, "packed"_a.noconvert(), "bits"_a, "scale"_a.noconvert(), "zero"_a.noconvert(), "group"_a,
-          "values"_a.noconvert(), "isa"_a, "threads"_a);
+          "table"_a.noconvert().none(), "values"_a.noconvert(), "isa"_a, "threads"_a);
 }
 
 // Called for every layer and token, so memory comes as addresses: taking five tensors apart costs as much as the product of a small layer.
-// scale_type: 0 float32, 1 float16, 2 bfloat16; zero: 0 for none. Shapes, types and density are checked in Python, which holds the tensors.
-void packed_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, uintptr_t zero, float middle,
-                   int64_t group, uintptr_t x, int64_t tokens, bool exact, uintptr_t y, const char* isa, int threads) {
+// scale_type: the number in `ScaleStorage`; zero, values: 0 for none. Shapes, types and density are checked in Python, which holds the tensors.
+void packed_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, float tensor_scale, uintptr_t values,
+                   uintptr_t zero, float middle, int64_t group, uintptr_t x, int64_t tokens, bool exact, uintptr_t y, const char* isa, int threads) {
     dither::PackedMatmul p{};
     p.rows = rows;
     p.columns = columns;
@@ -156,6 +157,8 @@ void packed_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits, ui
     p.packed = reinterpret_cast<const uint8_t*>(packed);
     p.scale = reinterpret_cast<const void*>(scale);
     p.scale_type = static_cast<dither::ScaleStorage>(scale_type);
+    p.tensor_scale = tensor_scale;
+    p.values = reinterpret_cast<const float*>(values);
     p.zero = reinterpret_cast<const uint8_t*>(zero);
     p.middle = middle;
     p.x = reinterpret_cast<const float*>(x);
@@ -376,6 +379,7 @@ NB_MODULE(_C, m) {
     m.def("places", &places, "low"_a.noconvert(), "low_bits"_a, "high"_a.noconvert(), "count"_a, "columns"_a, "listed"_a,
           "bitmap"_a.noconvert());
     dither::bind_bessel(m);
+    dither::bind_lookup(m);
     dither::bind_packed_gemm(m);
     dither::bind_softmax(m);
     dither::bind_tape(m);

@@ -16,6 +16,7 @@ using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 void bind_bessel(nb::module_& m);
 void bind_fwht(nb::module_& m);
 void bind_int8_matmul(nb::module_& m);
+void bind_lookup(nb::module_& m);
 void bind_packed_gemm(nb::module_& m);
 void bind_softmax(nb::module_& m);
 void bind_tape(nb::module_& m);

@@ -1,5 +1,5 @@
 // packed_gemm.hpp for Python. Memory comes as addresses, as in packed_matmul: shapes, types and density are checked in
-// dither/kernels/packed_matmul.py, which holds the tensors. scale_type: 0 float32, 1 float16, 2 bfloat16; zero: 0 for none; way: 0, or what a test wants.
+// dither/kernels/packed_matmul.py, which holds the tensors. scale_type: the number in `ScaleStorage`; zero, values: 0 for none; way: 0, or what a test wants.
 #include "bindings.hpp"
 
 #include <algorithm>
@@ -10,7 +10,8 @@ namespace dither {
 
 namespace {
 
-void bound_packed_gemm(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, uintptr_t zero, float middle,
+void bound_packed_gemm(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, float tensor_scale,
+                       uintptr_t values, uintptr_t zero, float middle,
                        int64_t group, uintptr_t x, int64_t tokens, bool bfloat16, uintptr_t y, int64_t l1, int64_t l2, int way, const char* isa, int threads) {
     PackedGemm p{};
     p.rows = rows;
@@ -21,6 +22,8 @@ void bound_packed_gemm(uintptr_t packed, int64_t rows, int64_t columns, int bits
     p.packed = reinterpret_cast<const uint8_t*>(packed);
     p.scale = reinterpret_cast<const void*>(scale);
     p.scale_type = static_cast<ScaleStorage>(scale_type);
+    p.tensor_scale = tensor_scale;
+    p.values = reinterpret_cast<const float*>(values);
     p.zero = reinterpret_cast<const uint8_t*>(zero);
     p.middle = middle;
     p.tokens = tokens;

@@ -29,8 +29,9 @@ void elementwise(Tape& tape, int function, std::array<int64_t, 4> size, std::arr
     tape.add(Elementwise{static_cast<Function>(function), constant, value, {size[0], size[1], size[2], size[3]}, place(y), place(a), place(b)});
 }
 
-// of each matrix: rows, y, y's type, weight; dense: its type; packed: bits, group, scale, type of scale, zero; and the middle of codes without zeros
-void multiply(Tape& tape, int64_t x, int x_type, int64_t columns, const std::vector<Numbers>& matrices, const std::vector<float>& middles) {
+// of each matrix: rows, y, y's type, weight; dense: its type; packed: bits, group, scale, type of scale, zero, values; and, as floats, the middle of
+// codes without zeros and the scale of the tensor
+void multiply(Tape& tape, int64_t x, int x_type, int64_t columns, const std::vector<Numbers>& matrices, const std::vector<std::array<float, 2>>& floats) {
     Products p{at(x), static_cast<Element>(x_type), columns, {}};
     for (std::size_t i = 0; i < matrices.size(); ++i) {
         const Numbers& m = matrices[i];
@@ -48,7 +49,9 @@ void multiply(Tape& tape, int64_t x, int x_type, int64_t columns, const std::vec
             q.scale = at(m[6]);
             q.scale_type = static_cast<ScaleStorage>(m[7]);
             q.zero = static_cast<const uint8_t*>(at(m[8]));
-            q.middle = middles[i];
+            q.values = static_cast<const float*>(at(m[9]));
+            q.middle = floats[i][0];
+            q.tensor_scale = floats[i][1];
             q.exact = p.x_type == Element::float32;
         } else {
             one.dense = {m[0], columns, static_cast<Element>(m[4]), at(m[3])};

@@ -48,6 +48,14 @@ bool has_avx512_bf16() {
 #endif
 }
 
+bool has_avx512_vbmi2() {
+#ifdef DITHER_X86
+    return has_avx512_vbmi() && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("popcnt");
+#else
+    return false;
+#endif
+}
+
 bool has_avx512_vnni() {
 #ifdef DITHER_X86
     return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vnni");

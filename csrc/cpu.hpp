@@ -22,6 +22,9 @@ bool has_avx512_vnni();
 // vpermb: any bytes of a vector in any order.
 bool has_avx512_vbmi();
 
+// vpexpandb: the bytes of a vector to places that a mask names; and vpermb.
+bool has_avx512_vbmi2();
+
 // Tiles of bfloat16, which Linux lends to a process that asks for them.
 bool has_amx_bf16();
 

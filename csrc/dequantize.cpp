@@ -4,20 +4,20 @@ namespace dither {
 
 namespace {
 
-DequantizeRow choose(Isa isa) {
+DequantizeRow choose(const DequantizeProblem& p, Isa isa) {
     switch (isa) {
 #ifdef DITHER_X86
-        case Isa::avx512: return dequantize_row_avx512();
-        case Isa::avx2: return dequantize_row_avx2();
+        case Isa::avx512: return dequantize_row_avx512(p);
+        case Isa::avx2: return dequantize_row_avx2(p);
 #endif
-        default: return dequantize_row_scalar();
+        default: return dequantize_row_scalar(p);
     }
 }
 
 }  // namespace
 
 void dequantize(const DequantizeProblem& problem, Isa isa, [[maybe_unused]] int threads) {
-    const DequantizeRow row = choose(isa);
+    const DequantizeRow row = choose(problem, isa);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < problem.rows; ++r) row(problem, r);
 }

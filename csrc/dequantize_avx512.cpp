@@ -3,6 +3,9 @@
 
 namespace dither {
 
-DequantizeRow dequantize_row_avx512() { return dequantize_row<Unpack>; }
+DequantizeRow dequantize_row_avx512(const DequantizeProblem& p) {
+    if (!p.table) return dequantize_row<Unpack<Whole>>;
+    return p.bits <= 5 ? dequantize_row<Unpack<Near>> : dequantize_row<Unpack<Far>>;
+}
 
 }  // namespace dither

@@ -3,6 +3,6 @@
 
 namespace dither {
 
-DequantizeRow dequantize_row_scalar() { return dequantize_row<Unpack>; }
+DequantizeRow dequantize_row_scalar(const DequantizeProblem&) { return dequantize_row<Unpack>; }
 
 }  // namespace dither

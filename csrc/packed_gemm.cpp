@@ -19,14 +19,15 @@ GemmKernel choose(const PackedGemm& p, Isa isa) {
     switch (isa) {
 #ifdef DITHER_X86
         case Isa::avx512: {
-            if (!p.bfloat16 || !has_avx512_bf16() || p.way == GemmWay::widened) return gemm_kernel_avx512();
-            GemmKernel kernel = gemm_kernel_avx512bf16();
+            if (!p.bfloat16 || !has_avx512_bf16() || p.way == GemmWay::widened) return gemm_kernel_avx512(p);
+            GemmKernel kernel = gemm_kernel_avx512bf16(p);
             if (p.way == GemmWay::pairs) return kernel;
-            if (has_avx512_vbmi()) kernel.decode = gemm_decode_avx512vbmi(p.bits);
+            if (has_avx512_vbmi())
+                if (const GemmDecode found = gemm_decode_avx512vbmi(p)) kernel.decode = found;
             if (has_amx_bf16()) kernel.tile = gemm_tile_amx();
             return kernel;
         }
-        case Isa::avx2: return gemm_kernel_avx2();
+        case Isa::avx2: return gemm_kernel_avx2(p);
 #endif
         default: return gemm_kernel_scalar();
     }

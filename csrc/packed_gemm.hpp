@@ -48,10 +48,10 @@ struct GemmKernel {
 GemmKernel gemm_kernel_scalar();
 GemmKernel gemm_kernel_emulated();  // that of AMX without it, for tests; bfloat16 alone
 #ifdef DITHER_X86
-GemmKernel gemm_kernel_avx2();
-GemmKernel gemm_kernel_avx512();
-GemmKernel gemm_kernel_avx512bf16();
-GemmDecode gemm_decode_avx512vbmi(int bits);  // faster than that of the kernel above, to the same panels
+GemmKernel gemm_kernel_avx2(const PackedWeights&);
+GemmKernel gemm_kernel_avx512(const PackedWeights&);
+GemmKernel gemm_kernel_avx512bf16(const PackedWeights&);
+GemmDecode gemm_decode_avx512vbmi(const PackedWeights&);  // faster than that of the kernel above, to the same panels; nullptr where there is none
 GemmTile gemm_tile_amx();                      // likewise, where the processor has AMX
 #endif
 

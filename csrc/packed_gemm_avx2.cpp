@@ -36,6 +36,9 @@ void transpose_panel(const float* rows, int64_t depth, float* panel) {
 
 namespace dither {
 
-GemmKernel gemm_kernel_avx2() { return {1, 1, decode_panel<Unpack, float, transpose_panel>, tile<F32, 6, 1>, finish}; }  // 12 sums of 16 registers
+GemmKernel gemm_kernel_avx2(const PackedWeights& w) {
+    const GemmDecode named = w.bits <= 4 ? decode_panel<Unpack<Near>, float, transpose_panel> : decode_panel<Unpack<Far>, float, transpose_panel>;
+    return {1, 1, w.values ? named : decode_panel<Unpack<Whole>, float, transpose_panel>, tile<F32, 6, 1>, finish};  // 12 sums of 16 registers
+}
 
 }  // namespace dither

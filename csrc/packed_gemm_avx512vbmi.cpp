@@ -1,5 +1,6 @@
 // Panels of bfloat16 pairs, 32 codes at a time: permutexvar_epi8 gives each 16-bit lane the two bytes that its code spans, and a shift brings the code to
-// the bottom. Up to 5 bits its lowest five index a table of the group's 32 numbers (repeating), made once a group; wider codes are computed with.
+// the bottom. Up to 5 bits its lowest five index a table of the group's 32 numbers (repeating), made once a group, of whatever codes mean; wider codes are
+// computed with, where they are their own values.
 // Weights below 2^-126 become zero, as which vdpbf16ps would take them.
 #include "transpose_avx512.hpp"
 
@@ -11,10 +12,10 @@ template <int bits>
 struct Windows {
     static constexpr int lanes = 32, reach = 32;
     __m512i window, shift, table;
-    __m512 low, high;          // the table's codes
+    __m512 low, high;          // what the table's codes mean
     __m512 scale[2], zero[2];  // of lanes 0 .. 15 and 16 .. 31
 
-    explicit Windows(int) : table(_mm512_setzero_si512()) {
+    Windows(int, const float* values) : table(_mm512_setzero_si512()) {
         scale[0] = scale[1] = zero[0] = zero[1] = _mm512_setzero_ps();
         alignas(64) uint8_t index[64];
         alignas(64) uint16_t shifts[32];
@@ -24,7 +25,8 @@ struct Windows {
             index[2 * l] = static_cast<uint8_t>(byte);
             index[2 * l + 1] = static_cast<uint8_t>(byte + 1);
             shifts[l] = static_cast<uint16_t>(l * bits % 8);
-            codes[l] = static_cast<float>(l & ((1 << bits) - 1));
+            const int code = l & ((1 << bits) - 1);
+            codes[l] = bits <= 5 && values ? values[code] : static_cast<float>(code);
         }
         window = _mm512_load_si512(index);
         shift = _mm512_load_si512(shifts);
@@ -68,7 +70,10 @@ struct Windows {
             first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(alone));
             second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(alone, 1));
         }
-        _mm512_storeu_si512(to, weights(_mm512_cvtepi32_ps(first), _mm512_cvtepi32_ps(second)));
+        if constexpr (bits <= 5)
+            _mm512_storeu_si512(to, weights(_mm512_permutex2var_ps(low, first, high), _mm512_permutex2var_ps(low, second, high)));
+        else
+            _mm512_storeu_si512(to, weights(_mm512_cvtepi32_ps(first), _mm512_cvtepi32_ps(second)));
     }
 };
 
@@ -79,9 +84,9 @@ constexpr dither::GemmDecode decode = decode_panel<Windows<bits>, uint16_t, tran
 
 namespace dither {
 
-GemmDecode gemm_decode_avx512vbmi(int bits) {
+GemmDecode gemm_decode_avx512vbmi(const PackedWeights& w) {
     constexpr GemmDecode of[] = {decode<1>, decode<2>, decode<3>, decode<4>, decode<5>, decode<6>, decode<7>, decode<8>};
-    return of[bits - 1];
+    return w.values && w.bits > 5 ? nullptr : of[w.bits - 1];
 }
 
 }  // namespace dither

@@ -22,8 +22,8 @@ void decode_panel(const dither::PackedWeights& w, int64_t o, int64_t first, int6
     constexpr int64_t a_lane = sizeof(float) / sizeof(T);
     const int64_t stride = dither::packed_stride(w.columns, w.bits), column = first * a_lane;
     const int64_t count = w.columns - column < depth * a_lane ? w.columns - column : depth * a_lane;
-    const int64_t next_group = (column + count) / w.group, scale_bytes = w.scale_type == dither::ScaleStorage::float32 ? 4 : 2;
-    Unpack unpack(w.bits);
+    const int64_t next_group = (column + count) / w.group, scale_bytes = bytes_of(w.scale_type);
+    Unpack unpack(w.bits, w.values);
     for (int64_t r = 0; r < dither::gemm_panel; ++r) {
         T* const to = reinterpret_cast<T*>(rows + r * depth);
         const int64_t there = o + r < w.rows ? count : 0, at = (o + r) * w.groups;

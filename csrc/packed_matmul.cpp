@@ -6,22 +6,6 @@
 
 namespace dither {
 
-PackedKernel packed_kernel([[maybe_unused]] const PackedMatmul& p, Isa isa) {
-    switch (isa) {
-#ifdef DITHER_X86
-        case Isa::avx512:
-            if (has_avx512_bf16()) {
-                if (const PackedKernel found = packed_kernel_avx512bf16(p); found.rows) return found;
-                if (has_avx512_vbmi())
-                    if (const PackedKernel found = packed_kernel_avx512vbmi(p); found.rows) return found;
-            }
-            return packed_kernel_avx512();
-        case Isa::avx2: return packed_kernel_avx2();
-#endif
-        default: return packed_kernel_scalar();
-    }
-}
-
 void sum_groups(const PackedMatmul& p, float* to) {
     for (int64_t t = 0; t < p.tokens; ++t)
         for (int64_t g = 0; g < p.groups; ++g, ++to) {
@@ -34,11 +18,27 @@ void sum_groups(const PackedMatmul& p, float* to) {
         }
 }
 
+PackedKernel packed_kernel(const PackedMatmul& p, Isa isa) {
+    switch (isa) {
+#ifdef DITHER_X86
+        case Isa::avx512:
+            if (has_avx512_bf16() && fits_bfloat16(p)) {
+                if (const PackedKernel found = packed_kernel_avx512bf16(p); found.rows) return found;
+                if (has_avx512_vbmi())
+                    if (const PackedKernel found = packed_kernel_avx512vbmi(p); found.rows) return found;
+            }
+            return packed_kernel_avx512(p);
+        case Isa::avx2: return packed_kernel_avx2(p);
+#endif
+        default: return packed_kernel_scalar(p);
+    }
+}
+
 void packed_matmul(PackedMatmul p, Isa isa, [[maybe_unused]] int threads) {
     if (p.rows == 0 || p.tokens == 0) return;
     const PackedKernel kernel = packed_kernel(p, isa);
     const Scratch sums = allocate(sizeof(float) * p.tokens * p.groups + cache_line);  // vectors may read past the last one
-    sum_groups(p, reinterpret_cast<float*>(sums.get()));
+    if (has_zeros(p)) sum_groups(p, reinterpret_cast<float*>(sums.get()));
     p.sums = reinterpret_cast<const float*>(sums.get());
     const Scratch ready = allocate(kernel.ready_bytes ? kernel.ready_bytes(p) : 0);
     if (kernel.prepare) kernel.prepare(p, ready.get());

@@ -1,6 +1,6 @@
-// y[t, o] = sum_i scale[o, g] (code[o, i] - zero[o, g]) x[t, i],  g = i / group: products with packed rows (packing.hpp) for a few tokens, as when a
-// model reads one token at a time. The weights are read once, bits / 8 bytes each, and never written anywhere:
-//     y[t, o] = sum_g scale[o, g] (sum_{i in g} code[o, i] x[t, i]  -  zero[o, g] sum_{i in g} x[t, i])
+// y[t, o] = sum_i W[o, i] x[t, i]: products with packed weights (packed_weights.hpp) for a few tokens, as when a model reads one token at a time. The
+// weights are read once, bits / 8 bytes each, and never written anywhere:
+//     y[t, o] = sum_g scale[o, g] (sum_{i in g} value(code[o, i]) x[t, i]  -  zero[o, g] sum_{i in g} x[t, i])
 #pragma once
 
 #include <cstdint>
@@ -25,16 +25,17 @@ struct PackedKernel {
     void (*rows)(const PackedMatmul&, int64_t first, int64_t last, float* scales);  // scales: [2, G + 32], to be filled
 };
 
-PackedKernel packed_kernel_scalar();
+PackedKernel packed_kernel_scalar(const PackedMatmul&);
 #ifdef DITHER_X86
-PackedKernel packed_kernel_avx2();
-PackedKernel packed_kernel_avx512();
-PackedKernel packed_kernel_avx512bf16(const PackedMatmul&);  // 2, 4 and 8 bits; `rows` is nullptr where it has none
-PackedKernel packed_kernel_avx512vbmi(const PackedMatmul&);  // the other widths, likewise
+PackedKernel packed_kernel_avx2(const PackedMatmul&);
+PackedKernel packed_kernel_avx512(const PackedMatmul&);
+// For values that bfloat16 holds. `rows` is nullptr where there is none for these groups, widths and values.
+PackedKernel packed_kernel_avx512bf16(const PackedMatmul&);  // 2 and 4 bits, and whole numbers of 8
+PackedKernel packed_kernel_avx512vbmi(const PackedMatmul&);  // the other widths, and 8 bits whose top one is the sign
 #endif
 
 PackedKernel packed_kernel(const PackedMatmul&, Isa isa);  // the best of them
-void sum_groups(const PackedMatmul&, float* to);          // `PackedMatmul::sums`
+void sum_groups(const PackedMatmul&, float* to);           // `PackedMatmul::sums`
 void packed_matmul(PackedMatmul, Isa isa, int threads);
 
 }  // namespace dither

@@ -4,15 +4,19 @@
 
 namespace {
 
-struct Vectors : Codes {
-    using Codes::Codes;
-    F32 values(const uint8_t* source) const { return {floats(source)}; }
+template <class Meaning>
+struct Vectors : Meaning {
+    explicit Vectors(const dither::PackedMatmul& p) : Meaning(p.bits, p.values) {}
+    F32 values(const uint8_t* source) const { return {Meaning::values(source)}; }
 };
 
 }  // namespace
 
 namespace dither {
 
-PackedKernel packed_kernel_avx2() { return {nullptr, nullptr, packed_rows<Vectors, F32>}; }
+PackedKernel packed_kernel_avx2(const PackedMatmul& p) {
+    if (!p.values) return {nullptr, nullptr, packed_rows<Vectors<Whole>, F32>};
+    return {nullptr, nullptr, p.bits <= 4 ? packed_rows<Vectors<Near>, F32> : packed_rows<Vectors<Far>, F32>};
+}
 
 }  // namespace dither

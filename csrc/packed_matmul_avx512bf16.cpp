@@ -1,6 +1,6 @@
 // Codes of 2, 4 and 8 bits without unpacking them. A vector of 64 bytes holds 512 / bits codes. Shifted right by k digits (a digit: a code of 2 or 4
-// bits, half a code of 8), the lowest five bits of each 16-bit lane index a table of bfloat16 whose upper half repeats the lower, so no mask is needed:
-// a shift and permutexvar_epi16 give digit k of 32 lanes, exactly. The high half of 8 bits counts sixteenfold.
+// bits, half a whole number of 8), the lowest five bits of each 16-bit lane index a table of bfloat16 whose upper half repeats the lower, so no mask
+// is needed: a shift and permutexvar_epi16 give digit k of 32 lanes, exactly. The high half of 8 bits counts sixteenfold.
 #include "packed_matmul_bf16.hpp"
 
 namespace {
@@ -11,12 +11,12 @@ struct Digits {
     static constexpr int digit = bits == 8 ? 4 : bits;
     __m512i low, high;
 
-    Digits() {
+    explicit Digits(const dither::PackedMatmul& p) {
         alignas(64) uint16_t table[2][32];
         for (int d = 0; d < 32; ++d) {
-            const float value = static_cast<float>(d & ((1 << digit) - 1));
-            table[0][d] = to_bfloat16(value);
-            table[1][d] = to_bfloat16(16 * value);
+            const int own = d & ((1 << digit) - 1);
+            table[0][d] = to_bfloat16(value_of(p, own));
+            table[1][d] = to_bfloat16(16 * static_cast<float>(own));
         }
         low = _mm512_load_si512(table[0]);
         high = _mm512_load_si512(table[1]);
@@ -35,7 +35,9 @@ PackedKernel packed_kernel_avx512bf16(const PackedMatmul& p) {
     switch (p.bits) {
         case 2: return kernel_if_it_fits<Digits<2>>(p);
         case 4: return kernel_if_it_fits<Digits<4>>(p);
-        case 8: return kernel_if_it_fits<Digits<8>>(p);
+        case 8:
+            if (!p.values) return kernel_if_it_fits<Digits<8>>(p);
+            [[fallthrough]];
         default: return {nullptr, nullptr, nullptr};
     }
 }

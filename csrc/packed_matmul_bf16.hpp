@@ -1,6 +1,6 @@
 // Products with packed rows on AVX512_BF16, for every way of finding bfloat16 numbers in the codes (`Decode`):
 //     bits, block (codes a step), bytes (of a step), digits (vectors of 32 numbers a step), codes (of a 16-bit lane, so vectors of x a step)
-//     load(from, there): a step's bytes;  values(loaded, k): digit k of every lane, as bfloat16
+//     load(from, there): a step's bytes, or what is made of them once;  values(loaded, k): digit k of every lane, as bfloat16
 // Lane l of 16 bits holds codes [l codes, (l + 1) codes) of a step, and x is brought into this order once a call: vector c holds x[l codes + c]. So
 // vdpbf16ps sums pairs of lanes into lanes of 32 bits, which each lie in one group. A float32 x enters as two bfloat16, x = hi + lo + O(2^-17 x).
 #pragma once
@@ -9,6 +9,7 @@
 
 #include "bfloat16.hpp"
 #include "packed_matmul_row.hpp"
+#include "scales_avx512.hpp"
 
 namespace {
 
@@ -43,22 +44,9 @@ bool fits(const dither::PackedMatmul& p) {
     return p.group >= p.columns || (p.group % lane == 0 && (p.group % block == 0 || block % p.group == 0));
 }
 
-inline __mmask16 first_of(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
-
 // The row's scales, and zeros behind the last.
 inline void read_row(const dither::PackedMatmul& p, int64_t o, float* scales) {
-    const int64_t first = o * p.groups;
-    for (int64_t g = 0; g < p.groups; g += 16) {
-        const __mmask16 some = first_of(p.groups - g);
-        const uint16_t* const narrow = static_cast<const uint16_t*>(p.scale) + first + g;
-        __m512 s;
-        switch (p.scale_type) {
-            case dither::ScaleStorage::float32: s = _mm512_maskz_loadu_ps(some, static_cast<const float*>(p.scale) + first + g); break;
-            case dither::ScaleStorage::float16: s = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, narrow)); break;
-            default: s = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, narrow)), 16));
-        }
-        _mm512_storeu_ps(scales + g, s);
-    }
+    for (int64_t g = 0; g < p.groups; g += 16) _mm512_storeu_ps(scales + g, scales_from(p, o, g));
     _mm512_storeu_ps(scales + p.groups, _mm512_setzero_ps());
 }
 
@@ -93,7 +81,7 @@ void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_
     for (int64_t s = 0; s < count; ++s, x += 32 * Decode::codes * parts) {
         const int64_t at = s * Decode::bytes, left = bytes - at, width = left < Decode::bytes ? left : Decode::bytes;
         const __mmask64 there = width >= 64 ? ~__mmask64{0} : (__mmask64{1} << width) - 1;
-        __m512i loaded[R];
+        decltype(decode.load(from, there)) loaded[R];
         for (int r = 0; r < R; ++r) {
             loaded[r] = decode.load(from + r * bytes + at, there);
             if (Decode::bytes == 64 || at % 64 < Decode::bytes) _mm_prefetch(reinterpret_cast<const char*>(from + r * bytes + at + ahead), _MM_HINT_T0);
@@ -121,8 +109,10 @@ void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_
         group += groups_a_step;
     }
     for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t)
-            p.y[(t0 + t) * p.rows + o + r] = _mm512_reduce_add_ps(zeros_off(p, o + r, t0 + t, scales + r * scales_next, total[r][t]));
+        for (int t = 0; t < T; ++t) {
+            const __m512 all = has_zeros(p) ? zeros_off(p, o + r, t0 + t, scales + r * scales_next, total[r][t]) : total[r][t];
+            p.y[(t0 + t) * p.rows + o + r] = _mm512_reduce_add_ps(all);
+        }
 }
 
 template <class Decode, bool exact, int R>
@@ -136,7 +126,7 @@ void rows_of(const dither::PackedMatmul& p, const Decode& decode, int64_t o, flo
 
 template <class Decode, bool exact>
 void all_rows(const dither::PackedMatmul& p, int64_t first, int64_t last, float* scales) {
-    const Decode decode;
+    const Decode decode(p);
     alignas(64) int32_t index[16];
     for (int lane = 0; lane < 16; ++lane) index[lane] = static_cast<int32_t>(p.group >= Decode::block ? 0 : lane * 2 * Decode::codes / p.group);
     const __m512i group_of = _mm512_load_si512(index);

@@ -1,4 +1,4 @@
-// One row of packed_matmul.hpp, written once for every vector type: L codes at a time to floats (`Codes<V>`), a product and sum for each token.
+// One row of packed_matmul.hpp, written once for every vector type: L codes at a time to their values (`Codes`), a product and sum for each token.
 // Groups that are no multiple of L, and the last columns, go one by one.
 #pragma once
 
@@ -10,16 +10,7 @@
 namespace {
 
 inline void read_scales(const dither::PackedMatmul& p, int64_t o, float* to) {
-    const int64_t first = o * p.groups;
-    switch (p.scale_type) {
-        case dither::ScaleStorage::float32: std::memcpy(to, static_cast<const float*>(p.scale) + first, sizeof(float) * p.groups); break;
-        case dither::ScaleStorage::float16:
-            for (int64_t g = 0; g < p.groups; ++g) to[g] = from_half(static_cast<const uint16_t*>(p.scale)[first + g]);
-            break;
-        case dither::ScaleStorage::bfloat16:
-            for (int64_t g = 0; g < p.groups; ++g)
-                to[g] = from_bfloat16(static_cast<const uint16_t*>(p.scale)[first + g]);
-    }
+    for (int64_t g = 0; g < p.groups; ++g) to[g] = scale_at(p, o * p.groups + g);
 }
 
 // sum_g scale zero sum x: what the zero points take off
@@ -60,7 +51,7 @@ void row_of_tokens(const dither::PackedMatmul& p, const Codes& codes, int64_t o,
             for (int t = 0; t < T; ++t) total[t] = V::fmadd(scale, sum[t], total[t]);
         }
         for (; i < last; ++i) {
-            const float weight = scales[g] * code_at(from, end, i, p.bits);
+            const float weight = scales[g] * value_of(p, index_at(from, end, i, p.bits));
             for (int t = 0; t < T; ++t) rest[t] += weight * p.x[(t0 + t) * p.columns + i];
         }
     }
@@ -69,13 +60,13 @@ void row_of_tokens(const dither::PackedMatmul& p, const Codes& codes, int64_t o,
         total[t].store(lanes);
         float sum = rest[t];
         for (int l = 0; l < L; ++l) sum += lanes[l];
-        p.y[(t0 + t) * p.rows + o] = sum - taken_off(p, o, t0 + t, scales);
+        p.y[(t0 + t) * p.rows + o] = has_zeros(p) ? sum - taken_off(p, o, t0 + t, scales) : sum;
     }
 }
 
 template <class Codes, class V>
 void packed_rows(const dither::PackedMatmul& p, int64_t first, int64_t last, float* scales) {
-    const Codes codes(p.bits);
+    const Codes codes(p);
     for (int64_t o = first; o < last; ++o) {
         read_scales(p, o, scales);
         int64_t t = 0;

@@ -7,15 +7,16 @@ using Eight = Scalar<float, 8>;
 
 struct Codes {
     static constexpr int reach = 8;
+    const dither::PackedMatmul& p;
     int bits;
     uint64_t mask;
-    explicit Codes(int b) : bits(b), mask((1u << b) - 1) {}
+    explicit Codes(const dither::PackedMatmul& of) : p(of), bits(of.bits), mask((1u << of.bits) - 1) {}
 
     Eight values(const uint8_t* source) const {
         uint64_t word;
         std::memcpy(&word, source, 8);
         float lanes[Eight::lanes];
-        for (int l = 0; l < Eight::lanes; ++l) lanes[l] = static_cast<float>((word >> l * bits) & mask);
+        for (int l = 0; l < Eight::lanes; ++l) lanes[l] = value_of(p, static_cast<int>((word >> l * bits) & mask));
         return Eight::load(lanes);
     }
 };
@@ -24,6 +25,6 @@ struct Codes {
 
 namespace dither {
 
-PackedKernel packed_kernel_scalar() { return {nullptr, nullptr, packed_rows<Codes, Eight>}; }
+PackedKernel packed_kernel_scalar(const PackedMatmul&) { return {nullptr, nullptr, packed_rows<Codes, Eight>}; }
 
 }  // namespace dither

@@ -7,28 +7,14 @@
 #include "bfloat16.hpp"
 #include "packed_row.hpp"
 #include "packing.hpp"
+#include "scales_avx512.hpp"
 
 namespace {
 
 using dither::PackedMatmul;
-using dither::ScaleStorage;
 
 constexpr int64_t block = 128, step_bytes = 64, ahead = 4096;
 constexpr int codes = 4;
-
-__mmask16 first_of(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
-
-// sixteen of the row's scales, with zeros behind the last
-__m512 scales_from(const PackedMatmul& p, int64_t row, int64_t group) {
-    const __mmask16 some = first_of(p.groups - group);
-    const int64_t at = row * p.groups + group;
-    const uint16_t* const narrow = static_cast<const uint16_t*>(p.scale) + at;
-    switch (p.scale_type) {
-        case ScaleStorage::float32: return _mm512_maskz_loadu_ps(some, static_cast<const float*>(p.scale) + at);
-        case ScaleStorage::float16: return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, narrow));
-        default: return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, narrow)), 16));
-    }
-}
 
 // total - sum_g scale zero sum x, sixteen groups at a time
 __m512 without_zeros(const PackedMatmul& p, int64_t row, __m512 total) {
@@ -55,9 +41,9 @@ void sums_of(const __m512 (&x)[4], float* y) {
 
 struct Table {
     __m512i values;
-    Table() {
+    explicit Table(const PackedMatmul& p) {
         alignas(64) uint16_t table[32];  // the upper half repeats the lower: five bits index it, of which a code is four
-        for (int d = 0; d < 32; ++d) table[d] = to_bfloat16(static_cast<float>(d & 15));
+        for (int d = 0; d < 32; ++d) table[d] = to_bfloat16(value_of(p, d & 15));
         values = _mm512_load_si512(table);
     }
 };
@@ -104,14 +90,14 @@ void tile(const PackedMatmul& p, const Table& table, __m512i lane_group, int64_t
         for (int r = 0; r < R; ++r) total[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, scales[r]), sum[r], total[r]);
         group = _mm512_add_epi32(group, next);
     }
-    for (int r = 0; r < R; ++r) total[r] = without_zeros(p, row + r, total[r]);
+    for (int r = 0; has_zeros(p) && r < R; ++r) total[r] = without_zeros(p, row + r, total[r]);
     if constexpr (R == 4) sums_of(total, y + row);
     else for (int r = 0; r < R; ++r) y[row + r] = _mm512_reduce_add_ps(total[r]);
 }
 
 template <bool exact>
 void rows(const PackedMatmul& p, int64_t first, int64_t last) {
-    const Table table;
+    const Table table(p);
     alignas(64) int32_t index[16];
     for (int lane = 0; lane < 16; ++lane) index[lane] = static_cast<int32_t>(lane * 2 * codes / p.group);
     const __m512i lane_group = _mm512_load_si512(index);
@@ -125,7 +111,7 @@ void rows(const PackedMatmul& p, int64_t first, int64_t last) {
 namespace dither {
 
 PackedRow packed_row_avx512bf16(const PackedMatmul& p) {
-    if (p.bits != 4 || p.tokens != 1 || (p.group != 32 && p.group != 64 && p.group != 128)) return nullptr;
+    if (p.bits != 4 || p.tokens != 1 || (p.group != 32 && p.group != 64 && p.group != 128) || !fits_bfloat16(p)) return nullptr;
     return p.exact ? rows<true> : rows<false>;
 }
 

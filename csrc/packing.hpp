@@ -18,11 +18,11 @@ void unpack_rows(const uint8_t* packed, int64_t rows, int64_t columns, int bits,
 namespace {
 
 // Code i of a row; nothing at or behind `end` is read.
-inline float code_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits) {
+inline int index_at(const uint8_t* row, const uint8_t* end, int64_t i, int bits) {
     const int64_t bit = i * bits;
     const uint8_t* p = row + bit / 8;
     const unsigned two = p[0] | (p + 1 < end ? p[1] << 8 : 0);
-    return static_cast<float>((two >> bit % 8) & ((1u << bits) - 1));
+    return static_cast<int>((two >> bit % 8) & ((1u << bits) - 1));
 }
 
 // A copy in `tail` of what lies between `from` and `end`, padded with zeros. Not inlined: loops that seldom need it keep their registers.

@@ -1,7 +1,8 @@
 // A byte of the plane against the eight bits that lanes stand for.
 #include <immintrin.h>
 
-#include "partial_row.hpp"
+#include "partial_matmul_row.hpp"
+#include "simd_avx2.hpp"
 
 namespace {
 
@@ -29,5 +30,6 @@ struct Levels {
 namespace dither {
 
 PartialRow partial_row_avx2() { return partial_row<Levels>; }
+PartialRows partial_rows_avx2() { return partial_rows<Levels, F32>; }
 
 }  // namespace dither

@@ -1,7 +1,8 @@
 // Sixteen bits of the plane are a mask register as they are.
 #include <immintrin.h>
 
-#include "partial_row.hpp"
+#include "partial_matmul_row.hpp"
+#include "simd_avx512.hpp"
 
 namespace {
 
@@ -28,5 +29,6 @@ struct Levels {
 namespace dither {
 
 PartialRow partial_row_avx512() { return partial_row<Levels>; }
+PartialRows partial_rows_avx512() { return partial_rows<Levels, F32>; }
 
 }  // namespace dither

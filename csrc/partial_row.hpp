@@ -59,13 +59,17 @@ inline void salient(const dither::PartialProblem& p, int64_t row, const uint8_t*
 }
 
 template <class Levels>
-void partial_row(const dither::PartialProblem& p, int64_t row) {
+void decode_row(const dither::PartialProblem& p, int64_t row, void* to) {
     const int64_t stride = dither::packed_stride(p.columns, 1);
     const uint8_t* const mask = p.mask ? p.mask + row * stride : nullptr;
     const uint8_t* const plane = p.plane + row * stride;
-    char* const to = static_cast<char*>(p.values) + row * p.columns * (p.bfloat16 ? 2 : 4);
     if (mask || !p.codes) two_levels<Levels>(p, row, plane, to);
     if (p.codes) salient(p, row, mask, plane, to);
+}
+
+template <class Levels>
+void partial_row(const dither::PartialProblem& p, int64_t row) {
+    decode_row<Levels>(p, row, static_cast<char*>(p.values) + row * p.columns * (p.bfloat16 ? 2 : 4));
 }
 
 }  // namespace

@@ -46,7 +46,9 @@ struct Room {
     int64_t logits_stride;
 };
 
-bool same_preparation(const PackedMatmul& a, const PackedMatmul& b) { return a.bits == b.bits && a.group == b.group; }
+bool same_preparation(const PackedMatmul& a, const PackedMatmul& b) {
+    return a.bits == b.bits && a.group == b.group && a.values == b.values;
+}
 
 // Products whose x is prepared alike stand behind one another; each such run of them waits for its own preparation.
 void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa isa, const Team& team) {

@@ -1,4 +1,4 @@
-// Eight codes, from one 64-bit word, to float32 or bfloat16: scale (code - zero), rounded once more for bfloat16.
+// Eight codes, from one 64-bit word, to float32 or bfloat16: scale (value - zero), rounded once more for bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,9 @@ struct Unpack {
     static constexpr int lanes = 8, reach = 8;
     int bits;
     uint64_t mask;
+    const float* table;  // nullptr: codes are their own values
     float scale[lanes], zero[lanes];
-    explicit Unpack(int b) : bits(b), mask((1u << b) - 1), scale(), zero() {}
+    Unpack(int b, const float* t) : bits(b), mask((1u << b) - 1), table(t), scale(), zero() {}
 
     void group(float s, float z) { from(0, s, z); }
     void from(int lane, float s, float z) {
@@ -31,7 +32,10 @@ struct Unpack {
     void each(const uint8_t* source, Store put) const {
         uint64_t word;
         std::memcpy(&word, source, 8);
-        for (int l = 0; l < lanes; ++l) put(l, scale[l] * (static_cast<float>((word >> l * bits) & mask) - zero[l]));
+        for (int l = 0; l < lanes; ++l) {
+            const int code = static_cast<int>((word >> l * bits) & mask);
+            put(l, scale[l] * ((table ? table[code] : static_cast<float>(code)) - zero[l]));
+        }
     }
 };
 

@@ -194,6 +194,7 @@ def test_what_is_refused() -> None:
         ({"x": x.double()}, "x"),
         ({"bits": 9}, "bits"),
         ({"scale": scale[:, :1]}, "scale"),
+        ({"scale": scale.to(torch.float8_e4m3fn)}, "scale"),
         ({"zero": zero.float()}, "zero"),
         ({"zero": 300}, "zero"),
         ({"zero": 7.5}, "zero"),

@@ -17,16 +17,18 @@ from torch import Tensor
 
 from dither.kernels import PackedMatrix, cache_bytes, dequantize_affine, packed_matmul
 from dither.kernels.extension import extension
-from kernels.test_packed_matmul import WIDTHS, problem, truth
+from kernels.test_packed_matmul import TABLES, WIDTHS, problem, table, truth
 
 EPSILON = 2.0**-24  # half a unit in the last place of float32, relative
 MANY = 9  # the fewest rows that this is for
 
 
-def check(found: Tensor, packed: Tensor, bits: int, scale: Tensor, zero: Tensor, group: int, x: Tensor) -> None:
+def check(
+    found: Tensor, packed: Tensor, bits: int, scale: Tensor, zero: Tensor, group: int, x: Tensor, values: Tensor | None = None
+) -> None:
     """Right to the rounding of float32 sums, and of y where it is bfloat16: weights are float32 or, beside bfloat16 x, may be rounded to bfloat16."""
     columns = x.shape[1]
-    weight = dequantize_affine(packed, bits, scale, zero.to(scale.dtype), group, columns).double()
+    weight = dequantize_affine(packed, bits, scale, zero.to(scale.dtype), group, columns, values=values).double()
     wide = x.double()
     error = columns * EPSILON * (wide.abs() @ weight.abs().T)  # as many additions, each half a unit of what there is to add
     expected = wide @ weight.T
@@ -94,6 +96,32 @@ def test_scales_of_every_type_and_one_zero_point_for_all(path: str, bits: int, s
     for given_ in (x, x.bfloat16()):
         found = packed_matmul(given_, packed, bits, scales, middle, 64)
         check(found, packed, bits, scales, torch.full_like(scales, middle), 64, given_)
+
+
+@WIDTHS
+@TABLES
+@pytest.mark.parametrize(("columns", "group"), [(576, 64), (300, 100), (257, 13), (40, 8)])
+def test_codes_that_name_values(path: str, bits: int, kind: str, columns: int, group: int) -> None:
+    _, packed, scale, zero, x = problem(19, columns, bits, group, 12)
+    values = table(kind, bits)
+    for given_ in (x, x.bfloat16()):
+        for z in (zero, torch.zeros_like(zero)):
+            found = packed_matmul(given_, packed, bits, scale, z if z is zero else 0.0, group, values=values)
+            check(found, packed, bits, scale, z, group, given_, values)
+
+
+@pytest.mark.parametrize("scale", [torch.float8_e8m0fnu, torch.float8_e4m3fn])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_of_one_byte_and_one_of_the_tensor(path: str, bits: int, scale: torch.dtype) -> None:
+    _, packed, scales, _, x = problem(18, 192, bits, 16, 11, torch.float32)
+    scales = (30 * scales).to(scale)
+    whole = scales.float() * 0.375
+    for given_ in (x, x.bfloat16()):
+        found = packed_matmul(given_, packed, bits, scales, 0.0, 16, values=table("signed", bits), tensor_scale=0.375)
+        check(found, packed, bits, whole, torch.zeros_like(whole), 16, given_, table("signed", bits))
+    index, held = torch.tensor([3, 0, 3]), PackedMatrix(packed, bits, scales, 0.0, 16, 192, values=table("signed", bits), tensor_scale=0.375)
+    expected = dequantize_affine(packed, bits, whole, torch.zeros_like(whole), 16, 192, values=table("signed", bits))
+    assert torch.equal(held.rows(index, torch.float32), expected[index])
 
 
 @WIDTHS

@@ -91,6 +91,76 @@ def test_codes_at_the_end_of_their_memory(path: str, bits: int) -> None:
         check(packed_matmul(x, moved, bits, scale, zero, 20), expected, size, exact=True)
 
 
+def table(kind: str, bits: int) -> Tensor:
+    """What codes mean: a sign and a bfloat16 magnitude; bfloat16 in no order; float32 that bfloat16 does not hold."""
+    g = torch.Generator().manual_seed(bits)
+    half = torch.randn(1 << bits - 1, generator=g).abs()
+    match kind:
+        case "signed":
+            return torch.cat([half, -half]).bfloat16().float()
+        case "any":
+            return torch.randn(1 << bits, generator=g).bfloat16().float()
+        case _:
+            return torch.randn(1 << bits, generator=g)
+
+
+TABLES = pytest.mark.parametrize("kind", ["signed", "any", "wide"])
+
+
+@WIDTHS
+@TABLES
+@pytest.mark.parametrize(("columns", "group"), [(576, 32), (1100, 32), (300, 100), (257, 13), (96, 16), (40, 8), (1, 1), (130, 200)])
+def test_codes_that_name_values(path: str, bits: int, kind: str, columns: int, group: int) -> None:
+    codes, packed, scale, _, x = problem(5, columns, bits, group, 3)
+    values = table(kind, bits)
+    weight = values.double()[codes.long()] * scale.double()[:, torch.arange(columns) // group] * 0.75
+    for dtype in (torch.float32, torch.bfloat16):
+        given = x.to(dtype)
+        found = packed_matmul(given, packed, bits, scale, 0.0, group, values=values, tensor_scale=0.75)
+        expected, size = given.double() @ weight.T, given.double().abs() @ weight.abs().T
+        check(found, expected, size, exact=dtype == torch.float32)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_tables_with_zero_points(path: str, bits: int) -> None:
+    codes, packed, scale, zero, x = problem(5, 192, bits, 32, 2)
+    values = table("signed", bits)
+    s, z = (p.double()[:, torch.arange(192) // 32] for p in (scale, zero))
+    weight = s * (values.double()[codes.long()] - z)
+    size = x.double().abs() @ (s * (values.double()[codes.long()].abs() + z)).T
+    check(packed_matmul(x, packed, bits, scale, zero, 32, values=values), x.double() @ weight.T, size, exact=True)
+
+
+@pytest.mark.parametrize("group", [16, 32, 20])
+@pytest.mark.parametrize("scale", [torch.float8_e8m0fnu, torch.float8_e4m3fn])
+def test_every_scale_of_one_byte(path: str, scale: torch.dtype, group: int) -> None:
+    """All finite bytes, subnormal and negative ones too; x is such that each product is a normal float32."""
+    count = 255 if scale == torch.float8_e8m0fnu else 256
+    every = torch.arange(count, dtype=torch.uint8).view(scale).float()
+    every = torch.where(every.isfinite(), every, 1.0)
+    scales = every.to(scale)[:, None].repeat(1, 4)
+    codes, packed, _, _, x = problem(count, 4 * group, 4, group, 1)
+    expected = (x.double() @ (codes.double() * every.double()[:, None]).T)[0]
+    size = (x.double().abs() @ (codes.double() * every.double()[:, None]).abs().T)[0]
+    for factor in (2.0**20, 1.0):  # 2^-127 is no normal number, nor is 2^127 times a sum one
+        found = packed_matmul(x, packed, 4, scales, 0.0, group, tensor_scale=factor)[0]
+        fits = (factor * size < 2.0**126) & (factor * every.abs() >= 2.0**-126)
+        assert bool(fits.sum() > 200)
+        check(found[fits], factor * expected[fits], factor * size[fits], exact=True)
+
+
+@TABLES
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_rows_of_tables_know_nothing_of_each_other(path: str, kind: str, bits: int) -> None:
+    _, packed, scale, _, x = problem(37, 576, bits, 32, 8)
+    held = PackedMatrix(packed, bits, scale, 0.0, 32, 576, values=table(kind, bits))
+    every = held(x)
+    if path != "reference":  # torch's own products depend on the rows beside
+        assert all(torch.equal(held(x[t : t + 1])[0], every[t]) for t in range(8))
+        torch.set_num_threads(3)
+        assert torch.equal(held(x), every)
+
+
 def test_threads_and_repetition_change_nothing(path: str) -> None:
     _, packed, scale, zero, x = problem(70, 576, 4, 64, 2)
     first = packed_matmul(x, packed, 4, scale, zero, 64)
@@ -117,6 +187,8 @@ def test_what_is_refused() -> None:
         ({"scale": scale[:, :1]}, "scale"),
         ({"zero": zero.float()}, "zero"),
         ({"group": 0}, "group"),
+        ({"values": torch.zeros(15)}, "values"),
+        ({"values": torch.full((16,), float("nan"))}, "values"),
         ({"x": x.clone().requires_grad_()}, "no gradient"),
     ):
         given_ = {"x": x, "packed": packed, "bits": 4, "scale": scale, "zero": zero, "group": 64} | wrong

@@ -66,6 +66,19 @@ def test_dequantize_bit_for_bit(path: str, bits: int, dtype: torch.dtype) -> Non
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_dequantize_values_of_a_table_bit_for_bit(path: str, bits: int, dtype: torch.dtype) -> None:
+    values = torch.randn(1 << bits, generator=torch.Generator().manual_seed(bits))
+    for columns, group in [(1, 1), (16, 16), (33, 5), (70, 32), (100, 64), (576, 64)]:
+        codes = codes_of(3, columns, bits)
+        scale, zero = parameters(3, columns, group, bits)
+        index = torch.arange(columns) // group
+        expected = (scale[:, index] * (values[codes.long()] - zero[:, index])).to(dtype)
+        packed = unaligned(pack_rows(codes, bits))
+        assert torch.equal(dequantize_affine(packed, bits, scale, zero, group, columns, dtype, unaligned(values)), expected)
+
+
 def test_dequantize_takes_half_scales_and_integer_zeros(path: str) -> None:
     codes = codes_of(4, 40, 4)
     scale, zero = parameters(4, 40, 8, 4)
@@ -94,6 +107,7 @@ def test_wrong_arguments() -> None:
         ("scale", lambda: dequantize_affine(packed, 3, one[:, :1], one, 5, 10)),
         ("zero", lambda: dequantize_affine(packed, 3, one, one.double(), 5, 10)),
         ("group", lambda: dequantize_affine(packed, 3, one, one, 0, 10)),
+        ("values", lambda: dequantize_affine(packed, 3, one, one, 5, 10, values=torch.ones(7))),
         ("dtype", lambda: dequantize_affine(packed, 3, one, one, 5, 10, torch.float16)),
     ]:
         with pytest.raises(ValueError, match=f"^{name}: "):

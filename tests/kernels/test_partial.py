@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from dither.kernels import AffineGrid, MixedGrid, dequantize_partial, gptq_columns, pack_rows, places_to_bitmap
+from dither.kernels import (
+    AffineGrid,
+    MixedGrid,
+    PartialMatrix,
+    dequantize_partial,
+    gptq_columns,
+    pack_rows,
+    places_to_bitmap,
+)
 from dither.kernels.gptq import gptq_errors
 from kernels.problems import affine_grid, factor, hessian, unaligned
 
@@ -104,6 +114,84 @@ def test_wrong_arguments() -> None:
     made.bits = 1
     with pytest.raises(ValueError, match=r"^bits: "):
         made.decoded()
+
+
+# -- products ------------------------------------------------------------------------------------------------------------------
+
+
+def product_of(made: Stored, **other: Tensor | None) -> PartialMatrix:
+    given = {name: getattr(made, name) for name in ("mask", "plane", "codes", "offsets")} | other
+    assert given["plane"] is not None
+    return PartialMatrix(
+        given["mask"], given["plane"], made.low, made.high, given["codes"], made.bits, given["offsets"], made.scale, made.zero,
+        made.group, made.columns,
+    )
+
+
+def assert_product(found: Tensor, values: Tensor, x: Tensor) -> None:
+    size = x.double().abs() @ values.double().abs().T
+    limit = 2.0**-20 if x.dtype == torch.float32 else 2.0**-8  # sums of at most 576 / 16 in each lane; y rounded to bfloat16
+    assert found.dtype == x.dtype and bool(((found.double() - x.double() @ values.double().T).abs() <= limit * size).all())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 8])
+@pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (5, 128), (4, 576), (3, 300)])
+def test_products_against_float64(path: str, rows: int, columns: int, bits: int) -> None:
+    for share, group in ((0.1, columns), (0.5, 5), (0.9, 16), (0.3, 48), (0.02, 128)):
+        made = Stored(rows, columns, share, bits, group, seed=rows + columns)
+        x = torch.randn(9, columns, generator=draw(1))
+        for given in (x, x[:1], x[:3].bfloat16(), x[:7]):
+            assert_product(product_of(made)(given), made.values, given)
+
+
+@pytest.mark.parametrize("group", [7, 41, 16])
+def test_products_of_all_or_none_salient(path: str, group: int) -> None:
+    x = torch.randn(3, 100, generator=draw(1))
+    everything = Stored(5, 100, 1.1, 8, group)
+    assert_product(product_of(everything, mask=None, offsets=None)(x), everything.values, x)
+    nothing = Stored(5, 100, 0.0, 8, group)
+    assert_product(product_of(nothing, mask=None, codes=None, offsets=None)(x), nothing.values, x)
+
+
+@pytest.mark.parametrize("group", [576, 20, 32])
+def test_rows_of_products_know_nothing_of_each_other(path: str, group: int) -> None:
+    made, x = Stored(70, 576, 0.1, 8, group), torch.randn(11, 576, generator=draw(1))
+    held = product_of(made, mask=unaligned(made.mask), plane=unaligned(made.plane), codes=unaligned(made.codes))
+    every = held(x)
+    assert_product(every, made.values, x)
+    if path != "reference":  # torch's own products depend on the rows beside
+        assert all(torch.equal(held(x[t : t + 1])[0], every[t]) for t in range(11))
+        torch.set_num_threads(3)
+        assert torch.equal(held(x), every) and torch.equal(held(x[3:9]), every[3:9])
+
+
+def test_products_keep_nan_and_inf_in_their_rows(path: str) -> None:
+    made, x = Stored(4, 130, 0.3, 8, 130), torch.randn(3, 130, generator=draw(1))
+    x[1, 128], x[2, 5] = float("nan"), float("inf")
+    found = product_of(made)(x)
+    assert bool(found[0].isfinite().all()) and bool(found[1].isnan().all()) and bool((found[2] == made.values[:, 5].sign() * torch.inf).all())
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+def test_a_stream_that_ends_early_reads_as_zero(isa: str, on: Callable[[str], None]) -> None:
+    on(isa)  # the reference needs no offsets, and whole streams
+    made, x = Stored(6, 96, 0.5, 8, 96), torch.randn(2, 96, generator=draw(1))
+    short = made.codes[: len(made.codes) // 2].clone()
+    late = made.offsets.to(torch.int64).add(10**6).to(torch.uint32)
+    for other in ({"codes": short}, {"offsets": late}):
+        assert_product(product_of(made, **other)(x), made.decoded(**other), x)
+
+
+def test_products_that_are_refused() -> None:
+    made = Stored(6, 96, 0.5, 8, 96)
+    with pytest.raises(ValueError, match="x"):
+        product_of(made)(torch.randn(2, 95))
+    with pytest.raises(ValueError, match="no gradient"):
+        product_of(made)(torch.randn(2, 96, requires_grad=True))
+    with pytest.raises(ValueError, match="codes: a mask needs"):
+        product_of(made, codes=None)
+    with pytest.raises(ValueError, match="plane"):
+        product_of(made, plane=made.plane[:, :4].contiguous())
 
 
 # -- lists of places --------------------------------------------------------------------------------------------------------------

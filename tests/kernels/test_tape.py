@@ -129,6 +129,25 @@ def test_one_row_with_matrices_of_all_kinds(dtype: torch.dtype, threads: int) ->
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_matrices_whose_codes_name_values(dtype: torch.dtype) -> None:
+    """Several tables at once, one that bfloat16 does not hold, scales of a byte: each gives what the packed product alone gives, to the last bit."""
+    g, x = torch.Generator().manual_seed(0), draw(96, dtype=dtype)
+    wide, half = torch.randn(16, generator=g), torch.randn(128, generator=g).bfloat16().float()
+    small = wide.bfloat16().float()
+    floats = torch.cat([half.abs(), -half.abs()])
+    kinds = [(4, 32, small, 0.5), (4, 32, None, 1.0), (4, 32, wide, 2.0), (4, 32, small, 0.25), (8, 48, floats, 1.0)]
+    matrices: list[tuple[kernels.PackedMatrix | Tensor, Tensor]] = []
+    for bits, group, values, factor in kinds:
+        codes = torch.randint(0, 1 << bits, (9, 96), dtype=torch.uint8, generator=g)
+        scale = (torch.rand(9, 96 // group, generator=g) + 0.5).to(torch.float8_e4m3fn)
+        weight = kernels.PackedMatrix(kernels.pack_rows(codes, bits), bits, scale, 0.0, group, 96, values=values, tensor_scale=factor)
+        matrices.append((weight, torch.empty(9, dtype=dtype)))
+    ran(lambda tape: tape.multiply(x, matrices))
+    for weight, y in matrices:
+        assert isinstance(weight, kernels.PackedMatrix) and torch.equal(y, weight(x[None])[0])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("heads", "groups", "width", "value_width"), [(4, 2, 8, 8), (9, 3, 64, 64), (3, 3, 20, 33), (1, 1, 1, 1), (7, 1, 5, 16)])
 def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, value_width: int, threads: int) -> None:

@@ -13,6 +13,7 @@ import dither
 import tiny_folder
 import tiny_models
 from dither.errors import ModelError, UsageError
+from dither.formats import Int, group
 from dither.kernels.extension import extension
 from dither.quant.generate import Sampling, generate, pick
 from dither.quant.linear import QuantLinear
@@ -58,14 +59,14 @@ def test_greedy_is_what_transformers_generates(name: str) -> None:
 
 
 def test_few_bits_are_decoded_once_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers that multiply codes are never decoded for a step; where there is no kernel, or the format is no integer, all keep decoded weights."""
-    whole, float_ = dither.recipes.RTN(bits=4, group=16), dither.recipes.RTN(format="fp4")
-    for method, path in ((whole, ""), (whole, "reference"), (float_, "")):
+    """Layers that multiply codes are never decoded for a step; where there is no kernel, or none for the format, all keep decoded weights."""
+    whole, offsets = dither.recipes.RTN(bits=4, group=16), dither.recipes.RTN(weights=Int(4, zero="float") @ group(16))
+    for method, path in ((whole, ""), (whole, "reference"), (offsets, "")):
         monkeypatch.setenv("DITHER_KERNELS", path)
         model = dither.quantize(tiny(), method).model
         layers = [m for m in model.modules() if isinstance(m, QuantLinear)]
         multiplied = layers[0].multiplies_codes
-        assert multiplied == (not path and method.format == "int" and extension() is not None)
+        assert multiplied == (not path and method is whole and extension() is not None)
         kept: list[int] = []
         model.register_forward_hook(lambda *a, kept=kept, layers=layers: kept.append(sum(m._kept is not None for m in layers)))
         few = generate(model, ENDLESS, PROMPT, Sampling(max_tokens=5))

@@ -63,6 +63,13 @@ def test_in_bfloat16_and_with_a_few_bit_head(name: str) -> None:
     check(model.bfloat16(), 0.05)
 
 
+@pytest.mark.parametrize(("name", "bits", "size"), [("fp4", 4, 32), ("nvfp4", 4, 16), ("mxfp4", 4, 32), ("fp8", 8, None)])
+def test_layers_of_small_floats(name: str, bits: int, size: int | None) -> None:
+    model = few_bits(tiny_models.build("llama")[0], format=name, bits=bits, group=size)
+    check(model, 1e-4)
+    check(model.bfloat16(), 0.05)
+
+
 def test_keys_and_values_find_room_as_they_grow() -> None:
     check(tiny_models.build("llama")[0], 1e-5, prompt=3, steps=200)
 
@@ -80,7 +87,8 @@ def test_other_models_are_stepped_as_they_are_and_say_why(name: str, caplog: pyt
 
 
 def test_few_bit_inputs_keys_and_other_grids_are_left_to_torch() -> None:
-    for knobs in ({"act_bits": 8}, {"kv_bits": 8}, {"format": "fp4"}):
+    offsets = dither.formats.Int(4, zero="float") @ dither.formats.group(16)
+    for knobs in ({"act_bits": 8}, {"kv_bits": 8}, {"weights": offsets}):
         assert program_for(few_bits(tiny_models.build("llama")[0], **knobs)) is None, knobs
 
 

@@ -156,27 +156,34 @@ class Codebook(WeightScheme):
         return unpack_stream(stored["groups"], self._group_bits, columns - self.outliers(columns))
 
     def decode_stored(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        rows, columns = shape
         direct = dtype in (torch.float32, torch.bfloat16)
-        out = torch.empty(rows, columns, dtype=dtype if direct else torch.float32, device=stored["codes"].device)
+        out = torch.empty(shape, dtype=dtype if direct else torch.float32, device=stored["codes"].device)
+        for part in self.parts(stored, shape):
+            kernels.decode_codebook(**part, out=out)
+        return out if direct else out.to(dtype)
+
+    def parts(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> list[dict[str, Any]]:
+        """What `kernels.decode_codebook` and `kernels.CodebookMatrix` take, by name: of the columns that share books, then of the outliers."""
+        rows, columns = shape
         affine = (stored["column_scale"].float(), stored["column_bias"].float()) if self.norm else None
         places: Tensor | None = None
+        outliers: list[dict[str, Any]] = []
         if "outlier_columns" in stored:
             own = _unsigned(stored["outlier_columns"])
             rest = torch.ones(columns, dtype=torch.bool, device=own.device)
             rest[own] = False
             places = rest.nonzero()[:, 0].to(torch.int32)
-            kernels.decode_codebook(
-                stored["outlier_codes"].contiguous(), _log2(self.outlier[1]), stored["outlier_centroids"].float()[None].contiguous(),
-                rows=rows, count=len(own), place=own.to(torch.int32), affine=affine, out=out,
-            )
-        kernels.decode_codebook(
-            stored["codes"].contiguous(), self.index_bits, stored["centroids"].float().contiguous(),
-            stored["residuals"].float().contiguous() if "residuals" in stored else None,
-            rows=rows, count=columns if places is None else len(places),
-            group=self._groups_of(stored, columns) if "groups" in stored else None, place=places, affine=affine, out=out,
-        )
-        return out if direct else out.to(dtype)
+            outliers = [{
+                "packed": stored["outlier_codes"].contiguous(), "bits": _log2(self.outlier[1]), "rows": rows, "count": len(own), "affine": affine,
+                "centroids": stored["outlier_centroids"].float()[None].contiguous(), "place": own.to(torch.int32),
+            }]  # fmt: skip
+        shared = {
+            "packed": stored["codes"].contiguous(), "bits": self.index_bits, "rows": rows, "count": columns if places is None else len(places),
+            "centroids": stored["centroids"].float().contiguous(), "place": places, "affine": affine,
+            "residuals": stored["residuals"].float().contiguous() if "residuals" in stored else None,
+            "group": self._groups_of(stored, columns) if "groups" in stored else None,
+        }  # fmt: skip
+        return [shared, *outliers]
 
     def codes(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         """The indices ``[ceil(M / v), N - n]`` int32, ``a + k b``."""

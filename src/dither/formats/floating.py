@@ -90,6 +90,10 @@ class Float(Format):
             torch.uint8
         )
 
+    def table(self) -> Tensor:
+        """``[2^bits]`` float32: what each code means under a scale of 1. Codes of infinity and NaN, which are never written, mean the largest."""
+        return _named(self)
+
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         peak = x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
         return -peak, peak
@@ -111,7 +115,8 @@ class Float(Format):
         return {"global_scale": (peak / (448.0 * self.largest)).clamp(min=2.0**-100)}
 
     @staticmethod
-    def _effective(params: Mapping[str, Tensor]) -> Tensor:
+    def effective(params: Mapping[str, Tensor]) -> Tensor:
+        """The scale of each block, that of the whole tensor included."""
         return params["scale"] * params["global_scale"] if "global_scale" in params else params["scale"]
 
     def _index(self, x: Tensor) -> Tensor:
@@ -125,11 +130,11 @@ class Float(Format):
 
     def encode(self, x: Tensor, params: Params) -> Tensor:
         p = as_like(params, x)
-        y = x / expand(self._effective(p))
+        y = x / expand(self.effective(p))
         return (self._index(y) + (torch.signbit(y).long() << (self.exponent + self.mantissa))).to(torch.uint8)
 
     def decode(self, codes: Tensor, params: Params) -> Tensor:
-        s = self._effective(params)
+        s = self.effective(params)
         table = self._tables[0].to(codes.device, s.dtype)
         sign = 1 << (self.exponent + self.mantissa)
         whole = codes.long()
@@ -138,7 +143,7 @@ class Float(Format):
 
     def quantize(self, x: Tensor, params: Params) -> Tensor:
         p = as_like(params, x)
-        s = expand(self._effective(p))
+        s = expand(self.effective(p))
         return self.nearest(x / s) * s
 
     def nearest(self, y: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ class Float(Format):
         return rounded
 
     def column_grid(self, params: Mapping[str, Tensor]) -> ColumnGrid:
-        s = self._effective(params)
+        s = self.effective(params)
         values, codes = self.values()
         return TableGrid(s, values.to(s.device, s.dtype), codes.to(s.device))
 
@@ -182,3 +187,9 @@ class Float(Format):
     def __str__(self) -> str:
         kind = f"e{self.exponent}m{self.mantissa}" + ("" if self.nan else " without NaN") + ("" if self.finite else " with infinities")
         return kind + ("" if self.scale == "float16" else f" {self.scale} scales")
+
+
+@lru_cache(maxsize=64)
+def _named(form: Float) -> Tensor:
+    """One tensor a format, which its products share."""
+    return form.decode(torch.arange(1 << form.bits, dtype=torch.uint8), {"scale": torch.ones(())})

@@ -185,9 +185,15 @@ class PartialBinary(WeightScheme):
         return kernels.places_to_bitmap(stored["places_low"], listed[1], stored["places_high"], listed[0], *shape, listed=not salient)
 
     def decode_stored(self, stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        fast = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+        return kernels.dequantize_partial(*self.parts(stored, shape), fast).to(dtype)
+
+    def parts(
+        self, stored: Mapping[str, Tensor], shape: tuple[int, int]
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor | None, int, Tensor | None, Tensor, Tensor, int, int]:
+        """What `kernels.dequantize_partial` and `kernels.PartialMatrix` take: M as a bitmap, levels and zero points as numbers."""
         rows, columns = shape
         plane = stored["signs"]
-        fast = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
         zeros = torch.zeros(rows, max(columns // self.width(columns), 1), device=plane.device)
         alpha, mu = (stored[k].to(torch.float32) if k in stored else zeros[:, : columns // self.width(columns)] for k in ("alpha", "mu"))
         codes = stored.get("codes")
@@ -195,11 +201,10 @@ class PartialBinary(WeightScheme):
         if codes is not None:
             scale = stored["scale"].to(torch.float32)
             zero = unpack_stream(stored["zero_point"], self.high_bits, rows).to(torch.float32)
-        values = kernels.dequantize_partial(
+        return (
             self._mask(stored, shape), plane, mu - alpha, mu + alpha, codes, self.high_bits, stored.get("offsets"),
-            scale.contiguous(), zero.contiguous(), self.width(columns), columns, fast,
-        )
-        return values.to(dtype)
+            scale.contiguous(), zero.contiguous(), self.width(columns), columns,
+        )  # fmt: skip
 
     def check_stored(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
         super().check_stored(stored, shape)

@@ -166,10 +166,13 @@ class Scheme(WeightScheme):
     def decode_packed(self, packed: Tensor, params: Params, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """``packed`` codes on unpacked ``params`` -> values ``[O, I]``, by the kernel where one fits."""
         columns, bits = shape[1], self.format.bits
-        if self.blocks.height == 1 and packed.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        if self.blocks.height == 1 and packed.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and columns:
+            size = self.blocks.columns(columns)
+            if isinstance(self.format, Float):
+                scale = self.format.effective(params)
+                return kernels.dequantize_affine(packed, bits, scale, torch.zeros_like(scale), size, columns, dtype, self.format.table())
             grid = self.format.column_grid(params)
-            if isinstance(grid, kernels.AffineGrid) and columns:
-                size = self.blocks.columns(columns)
+            if isinstance(grid, kernels.AffineGrid):
                 return kernels.dequantize_affine(packed, bits, grid.scale, grid.zero, size, columns, dtype)
         return self.decode(unpack_rows(packed, bits, columns), params).to(dtype)
 

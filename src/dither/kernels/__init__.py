@@ -10,6 +10,7 @@ from __future__ import annotations
 from dither.kernels.attention import causal_attention
 from dither.kernels.caches import cache_bytes
 from dither.kernels.codebook import decode_codebook, nearest_centroids, sweep_columns
+from dither.kernels.codebook_matmul import CodebookMatrix
 from dither.kernels.dequantize import dequantize_affine
 from dither.kernels.extension import backend
 from dither.kernels.fwht import fwht_rows
@@ -21,6 +22,7 @@ from dither.kernels.int8_matmul import MOST_COLUMNS, Int8Matrix, TokenGrid, int8
 from dither.kernels.packed_matmul import PackedMatrix, packed_matmul
 from dither.kernels.packing import pack_rows, packed_stride, unpack_rows
 from dither.kernels.partial import dequantize_partial, places_to_bitmap
+from dither.kernels.partial_matmul import PartialMatrix
 from dither.kernels.round import round_affine, round_to_one_grid
 from dither.kernels.softmax import (
     SOFTMAX_ALGORITHMS,
@@ -34,7 +36,8 @@ from dither.kernels.wide import pack_wide, unpack_wide
 
 __all__ = [
     "MOST_COLUMNS", "SOFTMAX_ALGORITHMS",
-    "AffineGrid", "ColumnFormat", "ColumnGrid", "Int8Matrix", "MixedGrid", "OffsetGrid", "PackedMatrix", "TableGrid", "TokenGrid",
+    "AffineGrid", "CodebookMatrix", "ColumnFormat", "ColumnGrid", "Int8Matrix", "MixedGrid", "OffsetGrid", "PackedMatrix", "PartialMatrix",
+    "TableGrid", "TokenGrid",
     "backend", "cache_bytes", "causal_attention",
     "decode_codebook",
     "dequantize_affine", "dequantize_partial",

@@ -83,6 +83,29 @@ def decode_codebook(
     of each column. Computed in float32, cast once. Returns ``out``. Raises ValueError for sizes and indices that do not fit.
     """
     check("out", out, (rows, None), (torch.float32, torch.bfloat16))
+    check_book(packed, bits, centroids, residuals, rows=rows, columns=out.shape[1], count=count, group=group, place=place, affine=affine)
+    size, v = centroids.shape[1:]
+    native = extension() if out.device.type == "cpu" else None
+    if native is None:
+        values = decode_reference(packed, bits, count, centroids, residuals, group, rows)
+        to = torch.arange(count, device=out.device) if place is None else place.long()
+        if affine is not None:
+            values = values * affine[0][to] + affine[1][to]
+        out[:, to] = values.to(out.dtype)
+        return out
+    native.codebook_decode(
+        packed, count, bits, size.bit_length() - 1, centroids.view(-1, v), None if residuals is None else residuals.view(-1, v), group,
+        place, None if affine is None else affine[0], None if affine is None else affine[1],
+        out.view(torch.int16) if out.dtype == torch.bfloat16 else out, threads(),
+    )
+    return out
+
+
+def check_book(
+    packed: Tensor, bits: int, centroids: Tensor, residuals: Tensor | None, *, rows: int, columns: int, count: int, group: Tensor | None,
+    place: Tensor | None, affine: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Raises ValueError unless codes and books, as `decode_codebook` takes them, fit one another and a matrix ``[rows, columns]``."""
     check("centroids", centroids, (None, None, None), (torch.float32,))
     books, size, v = centroids.shape
     others = 1
@@ -99,26 +122,12 @@ def decode_codebook(
         raise ValueError("centroids: no codebook")
     if place is not None:
         check("place", place, (count,), (torch.int32,))
-        check_range("place", place, 0, out.shape[1] - 1)
-    elif count != out.shape[1]:
-        raise ValueError(f"count: {count} codes a row without places, but out has {out.shape[1]} columns")
+        check_range("place", place, 0, columns - 1)
+    elif count != columns:
+        raise ValueError(f"count: {count} codes a row without places, but the matrix has {columns} columns")
     if affine is not None:
         for name, value in zip(("scale", "bias"), affine, strict=True):
-            check(name, value, (out.shape[1],), (torch.float32,))
-    native = extension() if out.device.type == "cpu" else None
-    if native is None:
-        values = decode_reference(packed, bits, count, centroids, residuals, group, rows)
-        to = torch.arange(count, device=out.device) if place is None else place.long()
-        if affine is not None:
-            values = values * affine[0][to] + affine[1][to]
-        out[:, to] = values.to(out.dtype)
-        return out
-    native.codebook_decode(
-        packed, count, bits, size.bit_length() - 1, centroids.view(-1, v), None if residuals is None else residuals.view(-1, v), group,
-        place, None if affine is None else affine[0], None if affine is None else affine[1],
-        out.view(torch.int16) if out.dtype == torch.bfloat16 else out, threads(),
-    )
-    return out
+            check(name, value, (columns,), (torch.float32,))
 
 
 def _half_square(centroids: Tensor) -> Tensor:

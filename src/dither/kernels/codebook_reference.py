@@ -48,4 +48,4 @@ def decode_reference(
     values = centroids[own, codes % size]  # (R, N, v)
     if residuals is not None:
         values = values + residuals[own, codes // size]
-    return values.transpose(1, 2).reshape(-1, count)[:rows]
+    return values.transpose(1, 2).reshape(len(codes) * centroids.shape[2], count)[:rows]

@@ -18,7 +18,7 @@ from torch import Tensor
 from dither.kernels.checks import check, check_bits, check_finite
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.int8_matmul_reference import int8_matmul_reference
-from dither.kernels.packed_matmul import SCALES, check_weights
+from dither.kernels.packed_matmul import SCALES, WIDE_SCALES, check_weights
 from dither.kernels.round import SCALE_TYPES
 
 GRIDS = ("symmetric", "extremum", "asymmetric")  # in the order of csrc/int8_matmul.hpp
@@ -85,7 +85,7 @@ class Int8Matrix:
     def __init__(self, packed: Tensor, bits: int, scale: Tensor, zero: Tensor | int, group: int, columns: int, grid: TokenGrid) -> None:
         if min(group, columns) > MOST_COLUMNS:
             raise ValueError(f"group: must be 1 .. {MOST_COLUMNS} columns, for sums in int32, not {group}")
-        check_weights(packed, bits, scale, zero, group, columns)
+        check_weights(packed, bits, scale, zero, group, columns, WIDE_SCALES)
         if not isinstance(zero, Tensor) and (not 0 <= zero <= 255 or zero != int(zero)):
             raise ValueError(f"zero: must be a code, 0 .. 255, not {zero}")
         self.packed, self.bits, self.scale, self.zero, self.group, self.columns = packed.detach(), bits, scale.detach(), zero, group, columns

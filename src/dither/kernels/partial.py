@@ -36,13 +36,30 @@ def dequantize_partial(
     ``scale``, ``zero``: ``[O]``. Arithmetic is in float32; bfloat16 is rounded once, at the end. Codes that a wrong mask or
     offset would take from beyond the stream read as zero. Raises ValueError for other shapes, dtypes, widths and strides.
     """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype: must be torch.float32 or torch.bfloat16, not {dtype}")
+    check_parts(mask, plane, low, high, codes, bits, offsets, scale, zero, group, columns)
+    rows = plane.shape[0]
+    low, high, scale, zero = (x.detach().float() for x in (low, high, scale, zero))
+    native = extension() if plane.device.type == "cpu" else None
+    if native is None:
+        return dequantize_partial_reference(mask, plane, low, high, codes, bits, scale, zero, group, columns, dtype)
+    values = torch.empty(rows, columns, dtype=dtype)
+    out = values.view(torch.int16) if dtype == torch.bfloat16 else values
+    native.partial(mask, plane, low, high, codes, bits - 1, offsets, scale, zero, group, out, isa(), threads())
+    return values
+
+
+def check_parts(
+    mask: Tensor | None, plane: Tensor, low: Tensor, high: Tensor, codes: Tensor | None, bits: int, offsets: Tensor | None,
+    scale: Tensor, zero: Tensor, group: int, columns: int,
+) -> None:
+    """Raises ValueError unless the parts of a stored matrix, as `dequantize_partial` takes them, fit one another."""
     check_bits(bits)
     if bits < 2:
         raise ValueError(f"bits: must be 2 .. 8, not {bits}")
     if group < 1:
         raise ValueError(f"group: must be at least 1, not {group}")
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"dtype: must be torch.float32 or torch.bfloat16, not {dtype}")
     check("plane", plane, (None, packed_stride(columns, 1)), (torch.uint8,))
     rows = plane.shape[0]
     if mask is not None:
@@ -58,14 +75,6 @@ def dequantize_partial(
         check("offsets", offsets, (rows,), (torch.uint32,))
     check("scale", scale, (rows,), _PARAMETERS)
     check("zero", zero, (rows,), (*_PARAMETERS, torch.uint8))
-    low, high, scale, zero = (x.detach().float() for x in (low, high, scale, zero))
-    native = extension() if plane.device.type == "cpu" else None
-    if native is None:
-        return dequantize_partial_reference(mask, plane, low, high, codes, bits, scale, zero, group, columns, dtype)
-    values = torch.empty(rows, columns, dtype=dtype)
-    out = values.view(torch.int16) if dtype == torch.bfloat16 else values
-    native.partial(mask, plane, low, high, codes, bits - 1, offsets, scale, zero, group, out, isa(), threads())
-    return values
 
 
 def places_to_bitmap(

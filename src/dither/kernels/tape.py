@@ -65,24 +65,26 @@ class Tape:
     def multiply(self, x: Tensor, matrices: Sequence[tuple[PackedMatrix | Tensor, Tensor]]) -> None:
         """``x [I]`` with each of ``matrices``, packed or ``[O, I]``, into its ``y [O]``. All dense; ValueError for other shapes and types."""
         self._hold("x", x)
-        numbers, middles = [], []
+        numbers, floats = [], []
         for weight, y in matrices:
             self._hold("y", y)
             if isinstance(weight, PackedMatrix):
                 dense, shape = True, [weight.packed.shape[0], weight.columns]
                 scale, zero = weight.scale, weight.zero
                 zeros, middle = (zero.data_ptr(), 0.0) if isinstance(zero, Tensor) else (0, float(zero))
-                own = [weight.packed.data_ptr(), weight.bits, weight.group, scale.data_ptr(), SCALES[scale.dtype], zeros]
+                values = 0 if weight.values is None else weight.values.data_ptr()
+                own = [weight.packed.data_ptr(), weight.bits, weight.group, scale.data_ptr(), SCALES[scale.dtype], zeros, values]
+                factor = weight.tensor_scale
                 self._held.append(weight)
             else:
                 self._hold("weight", weight)
-                dense, shape, middle = weight.is_contiguous(), list(weight.shape), 0.0
+                dense, shape, middle, factor = weight.is_contiguous(), list(weight.shape), 0.0, 1.0
                 own = [weight.data_ptr(), ELEMENTS[weight.dtype]]
             if shape != [*y.shape, *x.shape] or not (dense and x.is_contiguous() and y.is_contiguous()):
                 raise ValueError(f"weight: {shape} does not take a dense {list(x.shape)} to a dense {list(y.shape)}")
             numbers.append([shape[0], y.data_ptr(), ELEMENTS[y.dtype], *own])
-            middles.append(middle)
-        self._native.multiply(x.data_ptr(), ELEMENTS[x.dtype], x.numel(), numbers, middles)
+            floats.append((middle, factor))
+        self._native.multiply(x.data_ptr(), ELEMENTS[x.dtype], x.numel(), numbers, floats)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor, scale: float) -> None:
         """``q [H, d]``, ``k [G, d]``, ``v [G, e]``, ``y [H, e]`` of one type, G divides H; ``layer``: of the keys and values that `run` is given.

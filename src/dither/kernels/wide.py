@@ -36,6 +36,8 @@ def unpack_wide(packed: Tensor, bits: int, count: int) -> Tensor:
     check("packed", packed, (None, packed_stride(count, bits)), (torch.uint8,))
     if not packed.shape[1]:
         return torch.zeros(packed.shape[0], count, dtype=torch.int32, device=packed.device)
+    if packed.storage_offset() % 4:  # words cannot be seen there
+        packed = packed.clone()
     words = _padded(packed.view(torch.int32).long() & _WORD)
     first, shift = _places(count, bits, packed.device)
     pair = words[:, first] | (words[:, first + 1] << 32)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dither import kernels
-from dither.formats import Int, QTensor, Scheme, WeightScheme
+from dither.formats import Codebook, Float, Int, PartialBinary, QTensor, Scheme, WeightScheme
 from dither.kernels.packed_matmul import FEW_ROWS as FEW_ROWS  # of x: what a step of generation has at most
 from dither.quant.inputs import InputRounding, not_finite
 
@@ -106,9 +106,48 @@ def _int8(held: QTensor, inputs: Inputs) -> Multiply:
     return multiply
 
 
+def _is_float(scheme: WeightScheme, inputs: Inputs, columns: int) -> bool:
+    """Whether weights are small floats, on blocks and scales of any kind."""
+    return isinstance(scheme, Scheme) and isinstance(scheme.format, Float)
+
+
+def _float(held: QTensor, inputs: Inputs) -> Multiply:
+    """Beside the stored tensors it holds what each code means and, where blocks are taller than a row, a scale for each row."""
+    fmt, blocks, (rows, columns) = held.grid.format, held.grid.blocks, held.shape
+    assert isinstance(fmt, Float)
+    scale = held.stored["scale"]
+    if blocks.height != 1:
+        of_row = blocks.row_groups(rows)
+        scale = scale[of_row] if scale.element_size() > 1 else scale.view(torch.uint8)[of_row].view(scale.dtype)
+    tensor_scale = float(held.stored["global_scale"]) if "global_scale" in held.stored else 1.0
+    return kernels.PackedMatrix(
+        held.stored["codes"], fmt.bits, scale, 0.0, blocks.columns(columns), columns, values=fmt.table(), tensor_scale=tensor_scale
+    )
+
+
+def _codebook(held: QTensor, inputs: Inputs) -> Multiply:
+    """Beside the stored tensors it holds the books, places, groups and scales as numbers of 32 bits."""
+    assert isinstance(held.scheme, Codebook)
+    matrix: kernels.CodebookMatrix | None = None
+    for part in reversed(held.scheme.parts(held.stored, held.shape)):
+        matrix = kernels.CodebookMatrix(**part, columns=held.shape[1], beside=matrix)
+    assert matrix is not None
+    return matrix
+
+
+def _partial(held: QTensor, inputs: Inputs) -> Multiply:
+    """Beside the stored tensors it holds the bitmap of salient weights, where they are stored as a list, and levels and scales in float32."""
+    scheme = held.scheme
+    assert isinstance(scheme, PartialBinary)
+    return kernels.PartialMatrix(*scheme.parts(held.stored, held.shape))
+
+
 # Affine, for any number of rows: at 9 to 2048 the product takes less time than decoding and torch's linear, or as much to within 5 % where bfloat16
 # meets layers of a few hundred inputs (benchmarks/records/packed_gemm.json has every case), and it never holds a decoded weight.
 KINDS = (
     Kind("int8", _is_int8, _int8, most_rows=None, rounds=True, beats_kept=True),
     Kind("affine", lambda scheme, inputs, columns: _is_affine(scheme), _affine, most_rows=None),
+    Kind("float", _is_float, _float, most_rows=None),
+    Kind("codebook", lambda scheme, inputs, columns: isinstance(scheme, Codebook), _codebook),
+    Kind("partial", lambda scheme, inputs, columns: isinstance(scheme, PartialBinary), _partial),
 )

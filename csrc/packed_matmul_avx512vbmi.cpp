@@ -1,24 +1,25 @@
-// Codes of 1, 3, 5, 6 and 7 bits, 32 at a time: permutexvar_epi8 gives each 16-bit lane the two bytes that its code spans, a shift brings the code to
-// the bottom, and its lowest bits index tables of bfloat16: one of 32 numbers (repeating) up to 5 bits, two for 6 bits, four for 7.
+// Codes of 1, 3, 5, 6 and 7 bits, a few in each of 32 lanes of 16 bits: permutexvar_epi8 gives a lane the two bytes that its codes span, a shift brings
+// the first to the bottom, further ones the others, and their lowest bits index tables of bfloat16: one of 32 numbers (repeating) up to 5 bits, two for
+// 6 bits, four for 7.
 //
 // Codes of 8 bits whose top bit is the sign of their value, 64 at a time: permutex2var_epi8 finds the lower and the upper byte of 128 bfloat16.
 #include "packed_matmul_bf16.hpp"
 
 namespace {
 
-template <int width>
+template <int width, int many>
 struct Windows {
-    static constexpr int bits = width, block = 32, bytes = 4 * bits, codes = 1, digits = 1;
+    static constexpr int bits = width, codes = many, digits = codes, block = 32 * codes, bytes = 4 * bits * codes;
     __m512i window, shift, table[4];
 
     explicit Windows(const dither::PackedMatmul& p) {
         alignas(64) uint8_t index[64];
         alignas(64) uint16_t shifts[32], values[4][32];
         for (int l = 0; l < 32; ++l) {
-            const int byte = l * bits / 8;
+            const int byte = l * codes * bits / 8;
             index[2 * l] = static_cast<uint8_t>(byte);
             index[2 * l + 1] = static_cast<uint8_t>(byte + 1);
-            shifts[l] = static_cast<uint16_t>(l * bits % 8);
+            shifts[l] = static_cast<uint16_t>(l * codes * bits % 8);
             for (int t = 0; t < 4; ++t) values[t][l] = to_bfloat16(value_of(p, (32 * t + l) & ((1 << bits) - 1)));
         }
         window = _mm512_load_si512(index);
@@ -28,7 +29,8 @@ struct Windows {
     __m512i load(const uint8_t* from, __mmask64 there) const {
         return _mm512_srlv_epi16(_mm512_permutexvar_epi8(window, _mm512_maskz_loadu_epi8(there, from)), shift);
     }
-    __m512i values(__m512i code, int) const {
+    __m512i values(__m512i loaded, int k) const {
+        const __m512i code = _mm512_srli_epi16(loaded, k * bits);
         if constexpr (bits <= 5) return _mm512_permutexvar_epi16(code, table[0]);
         const __m512i lower = _mm512_permutex2var_epi16(table[0], code, table[1]);
         if constexpr (bits == 6) return lower;
@@ -73,17 +75,24 @@ struct Signed {
     }
 };
 
+// The most codes of a lane that two bytes always hold, where groups allow so many, or one.
+template <int bits, int many>
+dither::PackedKernel windows(const dither::PackedMatmul& p) {
+    const dither::PackedKernel found = kernel_if_it_fits<Windows<bits, many>>(p);
+    return found.rows ? found : kernel_if_it_fits<Windows<bits, 1>>(p);
+}
+
 }  // namespace
 
 namespace dither {
 
 PackedKernel packed_kernel_avx512vbmi(const PackedMatmul& p) {
     switch (p.bits) {
-        case 1: return kernel_if_it_fits<Windows<1>>(p);
-        case 3: return kernel_if_it_fits<Windows<3>>(p);
-        case 5: return kernel_if_it_fits<Windows<5>>(p);
-        case 6: return kernel_if_it_fits<Windows<6>>(p);
-        case 7: return kernel_if_it_fits<Windows<7>>(p);
+        case 1: return windows<1, 4>(p);
+        case 3: return windows<3, 4>(p);
+        case 5: return windows<5, 2>(p);
+        case 6: return windows<6, 2>(p);
+        case 7: return kernel_if_it_fits<Windows<7, 1>>(p);
         case 8:
             if (Signed::suits(p)) return kernel_if_it_fits<Signed>(p);
             [[fallthrough]];

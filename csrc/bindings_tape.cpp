@@ -29,8 +29,39 @@ void elementwise(Tape& tape, int function, std::array<int64_t, 4> size, std::arr
     tape.add(Elementwise{static_cast<Function>(function), constant, value, {size[0], size[1], size[2], size[3]}, place(y), place(a), place(b)});
 }
 
-// of each matrix: rows, y, y's type, weight; dense: its type; packed: bits, group, scale, type of scale, zero, values; and, as floats, the middle of
-// codes without zeros and the scale of the tensor
+// A matrix as numbers: rows, y, y's type, weight; dense: its type; packed: bits, group, scale, type of scale, zero, values; and, as floats, the middle of codes without zeros and the scale of
+// the tensor
+PackedWeights packed_weights(const Numbers& m, int64_t columns, const std::array<float, 2>& floats) {
+    PackedWeights w{};
+    w.rows = m[0], w.columns = columns;
+    w.packed = static_cast<const uint8_t*>(at(m[3]));
+    w.bits = static_cast<int>(m[4]);
+    w.group = m[5];
+    w.groups = (columns + w.group - 1) / w.group;
+    w.scale = at(m[6]);
+    w.scale_type = static_cast<ScaleStorage>(m[7]);
+    w.zero = static_cast<const uint8_t*>(at(m[8]));
+    w.values = static_cast<const float*>(at(m[9]));
+    w.middle = floats[0];
+    w.tensor_scale = floats[1];
+    return w;
+}
+
+bool is_packed(const Numbers& m) { return m.size() > 5; }
+
+Dense dense(const Numbers& m, int64_t columns) { return {m[0], columns, static_cast<Element>(m[4]), at(m[3])}; }
+
+void lookup(Tape& tape, bool by_length, int64_t columns, const Numbers& m, const std::array<float, 2>& floats) {
+    Lookup p{};
+    p.by_length = by_length;
+    p.packed = is_packed(m);
+    if (p.packed) p.codes = packed_weights(m, columns, floats);
+    else p.dense = dense(m, columns);
+    p.y = at(m[1]);
+    p.y_type = static_cast<Element>(m[2]);
+    tape.add(p);
+}
+
 void multiply(Tape& tape, int64_t x, int x_type, int64_t columns, const std::vector<Numbers>& matrices, const std::vector<std::array<float, 2>>& floats) {
     Products p{at(x), static_cast<Element>(x_type), columns, {}};
     for (std::size_t i = 0; i < matrices.size(); ++i) {
@@ -38,23 +69,13 @@ void multiply(Tape& tape, int64_t x, int x_type, int64_t columns, const std::vec
         Product one{};
         one.y = at(m[1]);
         one.y_type = static_cast<Element>(m[2]);
-        one.packed = m.size() > 5;
+        one.packed = is_packed(m);
         if (one.packed) {
-            PackedMatmul& q = one.codes;
-            q.rows = m[0], q.columns = columns, q.tokens = 1;
-            q.packed = static_cast<const uint8_t*>(at(m[3]));
-            q.bits = static_cast<int>(m[4]);
-            q.group = m[5];
-            q.groups = (columns + q.group - 1) / q.group;
-            q.scale = at(m[6]);
-            q.scale_type = static_cast<ScaleStorage>(m[7]);
-            q.zero = static_cast<const uint8_t*>(at(m[8]));
-            q.values = static_cast<const float*>(at(m[9]));
-            q.middle = floats[i][0];
-            q.tensor_scale = floats[i][1];
-            q.exact = p.x_type == Element::float32;
+            static_cast<PackedWeights&>(one.codes) = packed_weights(m, columns, floats[i]);
+            one.codes.tokens = 1;
+            one.codes.exact = p.x_type == Element::float32;
         } else {
-            one.dense = {m[0], columns, static_cast<Element>(m[4]), at(m[3])};
+            one.dense = dense(m, columns);
         }
         p.of.push_back(one);
     }
@@ -69,12 +90,12 @@ void attend(Tape& tape, int64_t layer, std::array<int64_t, 4> sizes, float scale
 }
 
 // layers: the addresses of each one's keys and values
-void run(Tape& tape, const Numbers& layers, int64_t length, int64_t capacity, const std::string& isa, int threads) {
+void run(Tape& tape, const Numbers& layers, int64_t length, int64_t capacity, int64_t token, const std::string& isa, int threads) {
     std::vector<Attended> held;
     for (std::size_t i = 0; i + 1 < layers.size(); i += 2) held.push_back({at(layers[i]), at(layers[i + 1])});
     const Isa chosen = parse_isa(isa.c_str());
     nb::gil_scoped_release release;
-    tape.run(held.data(), length, capacity, chosen, threads);
+    tape.run(held.data(), length, capacity, token, chosen, threads);
 }
 
 }  // namespace
@@ -82,6 +103,7 @@ void run(Tape& tape, const Numbers& layers, int64_t length, int64_t capacity, co
 void bind_tape(nb::module_& m) {
     nb::class_<Tape>(m, "Tape")
         .def(nb::init<>())
+        .def("lookup", &lookup)
         .def("elementwise", &elementwise)
         .def("multiply", &multiply)
         .def("attend", &attend)

@@ -2,9 +2,7 @@
 
 namespace dither {
 
-namespace {
-
-DequantizeRow choose(const DequantizeProblem& p, Isa isa) {
+DequantizeRow row_dequantizer(const DequantizeProblem& p, Isa isa) {
     switch (isa) {
 #ifdef DITHER_X86
         case Isa::avx512: return dequantize_row_avx512(p);
@@ -14,10 +12,8 @@ DequantizeRow choose(const DequantizeProblem& p, Isa isa) {
     }
 }
 
-}  // namespace
-
 void dequantize(const DequantizeProblem& problem, Isa isa, [[maybe_unused]] int threads) {
-    const DequantizeRow row = choose(problem, isa);
+    const DequantizeRow row = row_dequantizer(problem, isa);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < problem.rows; ++r) row(problem, r);
 }

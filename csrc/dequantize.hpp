@@ -21,6 +21,7 @@ struct DequantizeProblem {
 
 using DequantizeRow = void (*)(const DequantizeProblem&, int64_t row);
 
+DequantizeRow row_dequantizer(const DequantizeProblem&, Isa isa);  // the best of them
 DequantizeRow dequantize_row_scalar(const DequantizeProblem&);
 #ifdef DITHER_X86
 DequantizeRow dequantize_row_avx2(const DequantizeProblem&);

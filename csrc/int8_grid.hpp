@@ -50,7 +50,8 @@ void grid_of(const dither::Int8Matmul& p, int64_t o, float* scales, int32_t* zer
     switch (p.scale_type) {
         case dither::ScaleStorage::float32: scales_of<Int>(p, static_cast<const float*>(p.scale), o, scales); break;
         case dither::ScaleStorage::float16: scales_of<Int>(p, static_cast<const dither::Float16*>(p.scale), o, scales); break;
-        case dither::ScaleStorage::bfloat16: scales_of<Int>(p, static_cast<const dither::BFloat16*>(p.scale), o, scales);
+        case dither::ScaleStorage::bfloat16: scales_of<Int>(p, static_cast<const dither::BFloat16*>(p.scale), o, scales); break;
+        default: break;  // no scales of a byte: dither/kernels/int8_matmul.py refuses them
     }
     if (!p.zero) {
         for (int64_t k = 0; k < p.groups; ++k) Int::set1(p.middle).store(zeros + k * L);

@@ -15,7 +15,7 @@ struct Digits {
         alignas(64) uint16_t table[2][32];
         for (int d = 0; d < 32; ++d) {
             const int own = d & ((1 << digit) - 1);
-            table[0][d] = to_bfloat16(value_of(p, own));
+            table[0][d] = to_bfloat16(value_of(p, own) - early_zero(p));
             table[1][d] = to_bfloat16(16 * static_cast<float>(own));
         }
         low = _mm512_load_si512(table[0]);

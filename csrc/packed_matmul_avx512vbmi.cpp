@@ -20,7 +20,7 @@ struct Windows {
             index[2 * l] = static_cast<uint8_t>(byte);
             index[2 * l + 1] = static_cast<uint8_t>(byte + 1);
             shifts[l] = static_cast<uint16_t>(l * codes * bits % 8);
-            for (int t = 0; t < 4; ++t) values[t][l] = to_bfloat16(value_of(p, (32 * t + l) & ((1 << bits) - 1)));
+            for (int t = 0; t < 4; ++t) values[t][l] = to_bfloat16(value_of(p, (32 * t + l) & ((1 << bits) - 1)) - early_zero(p));
         }
         window = _mm512_load_si512(index);
         shift = _mm512_load_si512(shifts);

@@ -50,15 +50,11 @@ inline void read_row(const dither::PackedMatmul& p, int64_t o, float* scales) {
     _mm512_storeu_ps(scales + p.groups, _mm512_setzero_ps());
 }
 
-// What the zero points take off: sum_g scale zero sum x, sixteen groups at a time.
-inline __m512 zeros_off(const dither::PackedMatmul& p, int64_t o, int64_t t, const float* scales, __m512 total) {
-    for (int64_t g = 0; g < p.groups; g += 16) {
-        const __mmask16 some = first_of(p.groups - g);
-        const __m512 zero = p.zero ? _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, p.zero + o * p.groups + g)))
-                                   : _mm512_set1_ps(p.middle);
-        const __m512 sums = _mm512_maskz_loadu_ps(some, p.sums + t * p.groups + g);
-        total = _mm512_fnmadd_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, scales + g), zero), sums, total);
-    }
+// What the zero points take off a row's product with a token.
+inline __m512 zeros_off(const dither::PackedMatmul& p, int64_t o, int64_t t, const float* scales) {
+    __m512 total = _mm512_setzero_ps();
+    for (int64_t g = 0; has_late_zeros(p) && g < p.groups; g += 16)
+        total = without_zeros(p, o, g, _mm512_loadu_ps(scales + g), p.sums + t * p.groups, total);
     return total;
 }
 
@@ -77,7 +73,10 @@ void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_
     const int64_t ahead = R * bytes * ((4096 + R * bytes - 1) / (R * bytes));  // the same place some 4 KiB of rows on: the next ones are fetched meanwhile
     __m512 total[R][T], sum[R][T];
     for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) total[r][t] = sum[r][t] = _mm512_setzero_ps();
+        for (int t = 0; t < T; ++t) {
+            total[r][t] = zeros_off(p, o + r, t0 + t, scales + r * scales_next);
+            sum[r][t] = _mm512_setzero_ps();
+        }
     for (int64_t s = 0; s < count; ++s, x += 32 * Decode::codes * parts) {
         const int64_t at = s * Decode::bytes, left = bytes - at, width = left < Decode::bytes ? left : Decode::bytes;
         const __mmask64 there = width >= 64 ? ~__mmask64{0} : (__mmask64{1} << width) - 1;
@@ -109,10 +108,7 @@ void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_
         group += groups_a_step;
     }
     for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) {
-            const __m512 all = has_zeros(p) ? zeros_off(p, o + r, t0 + t, scales + r * scales_next, total[r][t]) : total[r][t];
-            p.y[(t0 + t) * p.rows + o + r] = _mm512_reduce_add_ps(all);
-        }
+        for (int t = 0; t < T; ++t) p.y[(t0 + t) * p.rows + o + r] = _mm512_reduce_add_ps(total[r][t]);
 }
 
 template <class Decode, bool exact, int R>

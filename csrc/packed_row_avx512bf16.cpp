@@ -16,17 +16,6 @@ using dither::PackedMatmul;
 constexpr int64_t block = 128, step_bytes = 64, ahead = 4096;
 constexpr int codes = 4;
 
-// total - sum_g scale zero sum x, sixteen groups at a time
-__m512 without_zeros(const PackedMatmul& p, int64_t row, __m512 total) {
-    for (int64_t g = 0; g < p.groups; g += 16) {
-        const __mmask16 some = first_of(p.groups - g);
-        const __m512 zero = p.zero ? _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, p.zero + row * p.groups + g)))
-                                   : _mm512_set1_ps(p.middle);
-        total = _mm512_fnmadd_ps(_mm512_mul_ps(scales_from(p, row, g), zero), _mm512_maskz_loadu_ps(some, p.sums + g), total);
-    }
-    return total;
-}
-
 // lanes i and i + 8, then i + 4, i + 2, i + 1, as _mm512_reduce_add_ps adds them
 void sums_of(const __m512 (&x)[4], float* y) {
     const auto halves = [](__m512 a, __m512 b) {  // 8 lanes of a, 8 of b
@@ -43,7 +32,7 @@ struct Table {
     __m512i values;
     explicit Table(const PackedMatmul& p) {
         alignas(64) uint16_t table[32];  // the upper half repeats the lower: five bits index it, of which a code is four
-        for (int d = 0; d < 32; ++d) table[d] = to_bfloat16(value_of(p, d & 15));
+        for (int d = 0; d < 32; ++d) table[d] = to_bfloat16(value_of(p, d & 15) - early_zero(p));
         values = _mm512_load_si512(table);
     }
 };
@@ -57,9 +46,15 @@ void tile(const PackedMatmul& p, const Table& table, __m512i lane_group, int64_t
     const __m512i next = _mm512_set1_epi32(static_cast<int>(groups_a_step));
     __m512 total[R], scales[R];
     __m512i group = lane_group;
-    for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
+    for (int r = 0; r < R; ++r) {
+        total[r] = _mm512_setzero_ps();
+        scales[r] = scales_from(p, row + r, 0);
+        if (!has_late_zeros(p)) continue;
+        total[r] = without_zeros(p, row + r, 0, scales[r], p.sums, total[r]);
+        for (int64_t g = 16; g < p.groups; g += 16) total[r] = without_zeros(p, row + r, g, scales_from(p, row + r, g), p.sums, total[r]);
+    }
     for (int64_t s = 0, g = 0; s < steps; ++s, g += groups_a_step, x += 32 * codes * parts) {
-        if (g % 16 == 0) {
+        if (s && g % 16 == 0) {
             for (int r = 0; r < R; ++r) scales[r] = scales_from(p, row + r, g);
             group = lane_group;
         }
@@ -90,7 +85,6 @@ void tile(const PackedMatmul& p, const Table& table, __m512i lane_group, int64_t
         for (int r = 0; r < R; ++r) total[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, scales[r]), sum[r], total[r]);
         group = _mm512_add_epi32(group, next);
     }
-    for (int r = 0; has_zeros(p) && r < R; ++r) total[r] = without_zeros(p, row + r, total[r]);
     if constexpr (R == 4) sums_of(total, y + row);
     else for (int r = 0; r < R; ++r) y[row + r] = _mm512_reduce_add_ps(total[r]);
 }

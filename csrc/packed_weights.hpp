@@ -64,6 +64,13 @@ inline bool fits_bfloat16(const dither::PackedWeights& w) {
     return !lost;
 }
 
+// A zero point of all groups that comes off each value, which bfloat16 then holds all the same; 0 where it is to come off the sums.
+inline float early_zero(const dither::PackedWeights& w) {
+    return !w.zero && !w.values && w.middle >= -128 && w.middle <= 128 && w.middle == static_cast<float>(static_cast<int>(w.middle)) ? w.middle : 0.0f;
+}
+
+inline bool has_late_zeros(const dither::PackedWeights& w) { return w.zero || w.middle != early_zero(w); }
+
 inline bool has_zeros(const dither::PackedWeights& w) { return w.zero || w.middle != 0; }
 
 inline float zero_at(const dither::PackedWeights& w, int64_t at) { return w.zero ? static_cast<float>(w.zero[at]) : w.middle; }

@@ -1,4 +1,4 @@
-// Scales of sixteen groups of a row of packed weights at a time. Include only in files compiled for AVX-512.
+// Scales and zero points of sixteen groups of a row of packed weights at a time. Include only in files compiled for AVX-512.
 #pragma once
 
 #include <immintrin.h>
@@ -35,6 +35,14 @@ inline __m512 scales_from(const dither::PackedWeights& w, int64_t row, int64_t g
         default: s = widened(_mm_maskz_loadu_epi8(some, static_cast<const uint8_t*>(w.scale) + at), w.scale_type, some);
     }
     return _mm512_mul_ps(s, _mm512_set1_ps(w.tensor_scale));
+}
+
+// total - scale zero sum x, of row `row` from `group` on. `sums`: of x over each group; scales behind the last group are zero.
+inline __m512 without_zeros(const dither::PackedWeights& w, int64_t row, int64_t group, __m512 scale, const float* sums, __m512 total) {
+    const __mmask16 some = first_of(w.groups - group);
+    const __m512 zero = w.zero ? _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, w.zero + row * w.groups + group)))
+                               : _mm512_set1_ps(w.middle);
+    return _mm512_fnmadd_ps(_mm512_mul_ps(scale, zero), _mm512_maskz_loadu_ps(some, sums + group), total);
 }
 
 }  // namespace

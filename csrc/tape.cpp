@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "dequantize.hpp"
 #include "packed_row.hpp"
+#include "packing.hpp"
 #include "scratch.hpp"
 
 namespace dither {
@@ -95,6 +99,26 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
     }
 }
 
+int64_t row_of(const Lookup& p, int64_t token, int64_t length) { return p.by_length ? length : token; }
+
+// `scales`: [2, groups]
+void look_up(const Lookup& p, int64_t row, float* scales, Isa isa) {
+    if (!p.packed) {
+        const std::size_t bytes = bytes_of(p.y_type) * p.dense.columns;
+        std::memcpy(p.y, static_cast<const char*>(p.dense.weight) + bytes * row, bytes);
+        return;
+    }
+    const PackedWeights& w = p.codes;
+    float* const zeros = scales + w.groups;
+    for (int64_t g = 0; g < w.groups; ++g) {
+        scales[g] = scale_at(w, row * w.groups + g);
+        zeros[g] = zero_at(w, row * w.groups + g);
+    }
+    const DequantizeProblem one{1,        w.columns, w.group, w.groups, w.bits, w.packed + row * packed_stride(w.columns, w.bits),
+                                w.values, scales,    zeros,   p.y,      p.y_type == Element::bfloat16};
+    row_dequantizer(one, isa)(one, 0);
+}
+
 // this token's keys and values behind those before it
 void append(const Attend& p, const Attended& layer, int64_t length, int64_t capacity) {
     const std::size_t bytes = bytes_of(p.type);
@@ -126,6 +150,11 @@ void attend(const Attend& p, const Attended& layer, int64_t length, int64_t capa
 
 }  // namespace
 
+void Tape::add(const Lookup& p) {
+    steps.push_back({Step::lookup, lookups.size()});
+    lookups.push_back(p);
+}
+
 void Tape::add(const Elementwise& e) {
     steps.push_back({Step::elementwise, functions.size()});
     functions.push_back(e);
@@ -145,13 +174,18 @@ void Tape::add(const Attend& a) {
     attentions.push_back(a);
 }
 
-void Tape::run(const Attended* layers, int64_t length, int64_t capacity, Isa isa, [[maybe_unused]] int threads) {
+void Tape::run(const Attended* layers, int64_t length, int64_t capacity, int64_t token, Isa isa, [[maybe_unused]] int threads) {
     const TapeKernel kernel = choose(isa);
     threads = std::max(threads, 1);
 #ifndef _OPENMP
     threads = 1;
 #endif
     std::size_t columns = 0, groups = 0, ready = 0, outputs = 0;
+    for (const Lookup& p : lookups) {
+        const int64_t row = row_of(p, token, length), rows = p.packed ? p.codes.rows : p.dense.rows;
+        if (row < 0 || row >= rows) throw std::out_of_range("row " + std::to_string(row) + " of a table of " + std::to_string(rows));
+        if (p.packed) groups = std::max<std::size_t>(groups, p.codes.groups);
+    }
     for (const Products& p : products) {
         columns = std::max<std::size_t>(columns, p.columns);
         std::size_t rows = 0;
@@ -183,6 +217,11 @@ void Tape::run(const Attended* layers, int64_t length, int64_t capacity, Isa isa
 #endif
         for (const Step& step : steps) {
             switch (step.kind) {
+                case Step::lookup: {
+                    const Lookup& p = lookups[step.index];
+                    if (team.thread == 0) look_up(p, row_of(p, token, length), reinterpret_cast<float*>(room.scales.get()), isa);
+                    break;
+                }
                 case Step::elementwise:
                     if (team.thread == 0) kernel.elementwise(functions[step.index]);
                     break;

@@ -1,5 +1,6 @@
 // A step of a model as a list of instructions on memory that stays where it is: what torch did to make one token's scores, op by op, done again without
 // torch (dither/quant/recording.py records it). An instruction is one of
+//     a look-up                 y = row `token` or row `length` of a table, packed (dequantize.hpp) or dense
 //     a function of elements    y = f(a, b), each with strides of its own, rounded to the type that y is stored in
 //     a sum or mean of rows     y[i, j, k] = sum_l a[i, j, k, l]
 //     products                  one row x with several matrices, packed (packed_matmul.hpp) or dense
@@ -42,6 +43,14 @@ struct Dense {
     int64_t rows, columns;
     Element type;
     const void* weight;  // [O, I]
+};
+
+struct Lookup {
+    bool by_length, packed;  // by the token's place instead of its number
+    PackedWeights codes;
+    Dense dense;
+    void* y;
+    Element y_type;  // that of a dense table
 };
 
 // y = x W^T
@@ -99,19 +108,22 @@ TapeKernel tape_kernel_avx512();
 
 class Tape {
 public:
+    void add(const Lookup&);
     void add(const Elementwise&);
     void add(const Products&);
     void add(const Attend&);
 
-    // `layers`: by the layer of `Attend`; `length`: tokens before this one, below `capacity`, a multiple of `key_panel`. Not by two threads at once.
-    void run(const Attended* layers, int64_t length, int64_t capacity, Isa isa, int threads);
+    // `layers`: by the layer of `Attend`; `length`: tokens before this one, below `capacity`, a multiple of `key_panel`; `token`: this one's number.
+    // Not by two threads at once. Throws std::out_of_range where a table has no such row.
+    void run(const Attended* layers, int64_t length, int64_t capacity, int64_t token, Isa isa, int threads);
 
 private:
     struct Step {
-        enum { elementwise, products, attend } kind;
+        enum { lookup, elementwise, products, attend } kind;
         std::size_t index;
     };
     std::vector<Step> steps;
+    std::vector<Lookup> lookups;
     std::vector<Elementwise> functions;
     std::vector<Products> products;
     std::vector<Attend> attentions;

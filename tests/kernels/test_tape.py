@@ -105,6 +105,27 @@ def packed(outputs: int, inputs: int, bits: int, group: int, seed: int) -> tuple
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rows_of_tables(dtype: torch.dtype, bits: int) -> None:
+    """By the token's number and by its place, packed rows as `PackedMatrix.rows` decodes them, to the last bit."""
+    few, _ = packed(9, 70, bits, 32, 0)
+    dense = draw(5, 33, dtype=dtype)
+    tape = Tape()
+    by_token, by_length, own = torch.empty(70, dtype=dtype), torch.empty(70, dtype=dtype), torch.empty(33, dtype=dtype)
+    tape.lookup(few, by_token)
+    tape.lookup(few, by_length, by_length=True)
+    tape.lookup(dense, own, by_length=True)
+    for token, length in ((0, 4), (8, 0), (3, 2)):
+        tape.run([], length, 16, token)
+        assert torch.equal(by_token, few.rows(torch.tensor([token]), dtype)[0])
+        assert torch.equal(by_length, few.rows(torch.tensor([length]), dtype)[0])
+        assert torch.equal(own, dense[length])
+    for token, length in ((9, 0), (-1, 0), (0, 5)):
+        with pytest.raises(IndexError, match="of a table of"):
+            tape.run([], length, 16, token)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_one_row_with_matrices_of_all_kinds(dtype: torch.dtype, threads: int) -> None:
     """Of several widths and groups at once, dense ones between them; each gives what the packed product alone gives, to the last bit."""
@@ -188,6 +209,9 @@ def test_what_does_not_fit_is_refused() -> None:
         (lambda: tape.multiply(x, [(torch.zeros(4, 2).T, torch.zeros(2))]), "weight"),
         (lambda: tape.attend(0, x[None], x[None], x[None, :2], x[None], 1.0), "k: shapes"),
         (lambda: tape.attend(0, x[None], x[None], x[None].bfloat16(), x[None], 1.0), "q: types"),
+        (lambda: tape.lookup(torch.zeros(2, 4), x[:3].clone()), "weight: rows"),
+        (lambda: tape.lookup(torch.zeros(2, 4), x.bfloat16()), "weight: rows"),
+        (lambda: tape.lookup(torch.zeros(4, 2).T, x), "weight"),
         (lambda: tape.run([], 16, 16), "length"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -1,5 +1,6 @@
 """A list of instructions on tensors that stay where they are, run again and again in one C++ call: what a model does for one token, without torch.
 
+    y = W[token], W[length]    a row of a table, packed (`PackedMatrix`) or dense
     y = f(a), f(a, b)          elements, broadcast as torch does; sums and means over the last axis
     y_i = x W_i^T              one row with several matrices, packed (`PackedMatrix`) or dense: x is prepared once
     y = softmax(scale q K^T) V one query a head over all keys so far, to which this token's are added first
@@ -43,6 +44,14 @@ class Tape:
         self._native: Any = native.Tape()
         self._held: list[Any] = []
 
+    def lookup(self, weight: PackedMatrix | Tensor, y: Tensor, *, by_length: bool = False) -> None:
+        """``y [I]``: a row of ``weight``, packed or ``[N, I]`` in the type of y; which one, `run` is told. Dense; ValueError for other shapes and
+        types."""
+        own, factors, shape = self._matrix(weight, y)
+        if shape[1:] != list(y.shape) or not y.is_contiguous() or (isinstance(weight, Tensor) and weight.dtype != y.dtype):
+            raise ValueError(f"weight: rows of {shape} are not a dense {list(y.shape)} of {y.dtype}")
+        self._native.lookup(by_length, shape[1], own, factors)
+
     def elementwise(self, function: str, y: Tensor, a: Tensor, b: Tensor | float | None = None) -> None:
         """``y = f(a, b)`` with ``a`` and ``b`` broadcast to the shape of ``y``; of `REDUCTIONS`, ``y [..., 1]`` is made of ``a [..., n]``. ``pow``
         takes a number b. Raises ValueError for names, types, shapes that are not these, and for more than four axes that cannot be joined."""
@@ -67,23 +76,11 @@ class Tape:
         self._hold("x", x)
         numbers, floats = [], []
         for weight, y in matrices:
-            self._hold("y", y)
-            if isinstance(weight, PackedMatrix):
-                dense, shape = True, [weight.packed.shape[0], weight.columns]
-                scale, zero = weight.scale, weight.zero
-                zeros, middle = (zero.data_ptr(), 0.0) if isinstance(zero, Tensor) else (0, float(zero))
-                values = 0 if weight.values is None else weight.values.data_ptr()
-                own = [weight.packed.data_ptr(), weight.bits, weight.group, scale.data_ptr(), SCALES[scale.dtype], zeros, values]
-                factor = weight.tensor_scale
-                self._held.append(weight)
-            else:
-                self._hold("weight", weight)
-                dense, shape, middle, factor = weight.is_contiguous(), list(weight.shape), 0.0, 1.0
-                own = [weight.data_ptr(), ELEMENTS[weight.dtype]]
-            if shape != [*y.shape, *x.shape] or not (dense and x.is_contiguous() and y.is_contiguous()):
+            own, factors, shape = self._matrix(weight, y)
+            if shape != [*y.shape, *x.shape] or not (x.is_contiguous() and y.is_contiguous()):
                 raise ValueError(f"weight: {shape} does not take a dense {list(x.shape)} to a dense {list(y.shape)}")
-            numbers.append([shape[0], y.data_ptr(), ELEMENTS[y.dtype], *own])
-            floats.append((middle, factor))
+            numbers.append(own)
+            floats.append(factors)
         self._native.multiply(x.data_ptr(), ELEMENTS[x.dtype], x.numel(), numbers, floats)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor, scale: float) -> None:
@@ -99,12 +96,30 @@ class Tape:
         sizes = (heads, groups, width, value_width)
         self._native.attend(layer, sizes, scale, ELEMENTS[q.dtype], *places, (y.data_ptr(), y.stride(0)))
 
-    def run(self, layers: Sequence[int], length: int, capacity: int) -> None:
+    def run(self, layers: Sequence[int], length: int, capacity: int, token: int = 0) -> None:
         """``layers``: the addresses of each layer's keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``, one after the other,
-        dense, with room for token ``length``, which is this one. ``capacity`` is a multiple of `PANEL`. Not from two threads at once."""
+        dense, with room for token ``length``, which is this one. ``capacity`` is a multiple of `PANEL`; ``token`` is what is looked up, and tables
+        without such a row are an IndexError. Not from two threads at once."""
         if not 0 <= length < capacity or capacity % PANEL:
             raise ValueError(f"length: must be 0 .. capacity - 1 and capacity a multiple of {PANEL}, not {length} and {capacity}")
-        self._native.run(layers, length, capacity, isa(), threads())
+        self._native.run(layers, length, capacity, token, isa(), threads())
+
+    def _matrix(self, weight: PackedMatrix | Tensor, y: Tensor) -> tuple[list[int], tuple[float, float], list[int]]:
+        """A matrix and its result as numbers (csrc/bindings_tape.cpp), its zero point and factor, and its shape."""
+        self._hold("y", y)
+        if isinstance(weight, PackedMatrix):
+            self._held.append(weight)
+            scale, zero, values = weight.scale, weight.zero, weight.values
+            zeros, middle = (zero.data_ptr(), 0.0) if isinstance(zero, Tensor) else (0, float(zero))
+            own = [weight.packed.data_ptr(), weight.bits, weight.group, scale.data_ptr(), SCALES[scale.dtype], zeros]
+            own.append(0 if values is None else values.data_ptr())
+            shape, factors = [weight.packed.shape[0], weight.columns], (middle, weight.tensor_scale)
+        else:
+            self._hold("weight", weight)
+            if not weight.is_contiguous():
+                raise ValueError(f"weight: {list(weight.shape)} must be dense")
+            own, shape, factors = [weight.data_ptr(), ELEMENTS[weight.dtype]], list(weight.shape), (0.0, 1.0)
+        return [shape[0], y.data_ptr(), ELEMENTS[y.dtype], *own], factors, shape
 
     def _hold(self, *named: Any) -> None:
         for name, tensor in zip(named[::2], named[1::2], strict=True):

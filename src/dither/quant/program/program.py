@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from dither.kernels import PackedMatrix
 from dither.kernels.tape import PANEL, Tape
+from dither.quant.linear import QuantEmbedding
 from dither.quant.program.instructions import Attend, Elementwise, Instruction, Multiply, Record
 from dither.quant.program.memory import Group, Memory
 
@@ -58,23 +60,36 @@ class Program:
         instructions = together(found.instructions)
         memory = Memory(found, instructions)
         self.place = memory(found.place)
-        self.lookups = [(module, name, memory(y)) for module, name, y in found.lookups]
+        self.lookups: list[tuple[nn.Module, str, Tensor]] = []
         self.scores = memory(found.logits)[0, -1]
         self.tape = Tape()
+        for module, name, y in found.lookups:
+            if (table := rows_of(module)) is not None and (isinstance(table, PackedMatrix) or table.dtype == y.dtype):
+                self.tape.lookup(table, memory(y).view(-1), by_length=name == "place")
+            else:
+                self.lookups.append((module, name, memory(y)))
         for group in instructions:
             write_on(self.tape, group, memory, memory)
 
     def step(self, token: int, held: KeysValues) -> Tensor:
         """The scores ``[V]`` behind one more token, float32; its keys and values join ``held``."""
-        index = {"id": torch.tensor([[token]]), "place": torch.tensor([[held.length]])}
         held.make_room()
         with self.lock:
             self.place.fill_(held.length)
             for module, name, row in self.lookups:
-                row.copy_(module(index[name]))
-            self.tape.run(held.addresses, held.length, held.capacity)
+                row.copy_(module(torch.tensor([[token if name == "id" else held.length]])))
+            self.tape.run(held.addresses, held.length, held.capacity, token)
             held.length += 1
             return self.scores.to(torch.float32, copy=True)
+
+
+def rows_of(module: nn.Module) -> PackedMatrix | Tensor | None:
+    """The table whose rows ``module`` gives as they are; None where there is none."""
+    if isinstance(module, QuantEmbedding):
+        return module.packed_rows()
+    if type(module) is nn.Embedding and module.max_norm is None and module.weight.is_contiguous():
+        return module.weight.detach()
+    return None
 
 
 def together(instructions: Sequence[Instruction]) -> list[Group]:

@@ -2,6 +2,7 @@
 // bits, half a whole number of 8), the lowest five bits of each 16-bit lane index a table of bfloat16 whose upper half repeats the lower, so no mask
 // is needed: a shift and permutexvar_epi16 give digit k of 32 lanes, exactly. The high half of 8 bits counts sixteenfold.
 #include "packed_matmul_bf16.hpp"
+#include "tables_avx512.hpp"
 
 namespace {
 
@@ -11,16 +12,7 @@ struct Digits {
     static constexpr int digit = bits == 8 ? 4 : bits;
     __m512i low, high;
 
-    explicit Digits(const dither::PackedMatmul& p) {
-        alignas(64) uint16_t table[2][32];
-        for (int d = 0; d < 32; ++d) {
-            const int own = d & ((1 << digit) - 1);
-            table[0][d] = to_bfloat16(value_of(p, own) - early_zero(p));
-            table[1][d] = to_bfloat16(16 * static_cast<float>(own));
-        }
-        low = _mm512_load_si512(table[0]);
-        high = _mm512_load_si512(table[1]);
-    }
+    explicit Digits(const dither::PackedMatmul& p) : low(meanings(p, 0, (1 << digit) - 1)), high(upper_halves()) {}
     __m512i load(const uint8_t* from, __mmask64 there) const { return _mm512_maskz_loadu_epi8(there, from); }
     __m512i values(__m512i loaded, int k) const {
         return _mm512_permutexvar_epi16(_mm512_srli_epi16(loaded, k * digit), bits == 8 && k % 2 ? high : low);

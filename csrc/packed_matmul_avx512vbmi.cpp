@@ -4,6 +4,7 @@
 //
 // Codes of 8 bits whose top bit is the sign of their value, 64 at a time: permutex2var_epi8 finds the lower and the upper byte of 128 bfloat16.
 #include "packed_matmul_bf16.hpp"
+#include "tables_avx512.hpp"
 
 namespace {
 
@@ -14,17 +15,16 @@ struct Windows {
 
     explicit Windows(const dither::PackedMatmul& p) {
         alignas(64) uint8_t index[64];
-        alignas(64) uint16_t shifts[32], values[4][32];
+        alignas(64) uint16_t shifts[32];
         for (int l = 0; l < 32; ++l) {
             const int byte = l * codes * bits / 8;
             index[2 * l] = static_cast<uint8_t>(byte);
             index[2 * l + 1] = static_cast<uint8_t>(byte + 1);
             shifts[l] = static_cast<uint16_t>(l * codes * bits % 8);
-            for (int t = 0; t < 4; ++t) values[t][l] = to_bfloat16(value_of(p, (32 * t + l) & ((1 << bits) - 1)) - early_zero(p));
         }
         window = _mm512_load_si512(index);
         shift = _mm512_load_si512(shifts);
-        for (int t = 0; t < 4; ++t) table[t] = _mm512_load_si512(values[t]);
+        for (int t = 0; t < 4; ++t) table[t] = meanings(p, 32 * t, (1 << bits) - 1);
     }
     __m512i load(const uint8_t* from, __mmask64 there) const {
         return _mm512_srlv_epi16(_mm512_permutexvar_epi8(window, _mm512_maskz_loadu_epi8(there, from)), shift);

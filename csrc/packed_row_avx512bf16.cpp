@@ -4,10 +4,10 @@
 // scales of sixteen groups stay in a register, from which each step takes its own.
 #include <immintrin.h>
 
-#include "bfloat16.hpp"
 #include "packed_row.hpp"
 #include "packing.hpp"
 #include "scales_avx512.hpp"
+#include "tables_avx512.hpp"
 
 namespace {
 
@@ -28,17 +28,8 @@ void sums_of(const __m512 (&x)[4], float* y) {
     _mm_storeu_ps(y, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all)));
 }
 
-struct Table {
-    __m512i values;
-    explicit Table(const PackedMatmul& p) {
-        alignas(64) uint16_t table[32];  // the upper half repeats the lower: five bits index it, of which a code is four
-        for (int d = 0; d < 32; ++d) table[d] = to_bfloat16(value_of(p, d & 15) - early_zero(p));
-        values = _mm512_load_si512(table);
-    }
-};
-
 template <bool exact, int R>
-void tile(const PackedMatmul& p, const Table& table, __m512i lane_group, int64_t row, float* y) {
+void tile(const PackedMatmul& p, __m512i table, __m512i lane_group, int64_t row, float* y) {
     constexpr int parts = exact ? 2 : 1;
     const int64_t bytes = dither::packed_stride(p.columns, 4), steps = (p.columns + block - 1) / block, groups_a_step = block / p.group;
     const uint8_t* const from = p.packed + row * bytes;
@@ -73,7 +64,7 @@ void tile(const PackedMatmul& p, const Table& table, __m512i lane_group, int64_t
             __m512bh values[R];
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r)
-                values[r] = reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(loaded[r], 4 * k), table.values));
+                values[r] = reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(loaded[r], 4 * k), table));
 #pragma GCC unroll 2
             for (int part = 0; part < parts; ++part) {
                 const __m512bh input = reinterpret_cast<__m512bh>(_mm512_loadu_si512(x + 32 * (k * parts + part)));
@@ -91,7 +82,7 @@ void tile(const PackedMatmul& p, const Table& table, __m512i lane_group, int64_t
 
 template <bool exact>
 void rows(const PackedMatmul& p, int64_t first, int64_t last) {
-    const Table table(p);
+    const __m512i table = meanings(p, 0, 15);
     alignas(64) int32_t index[16];
     for (int lane = 0; lane < 16; ++lane) index[lane] = static_cast<int32_t>(lane * 2 * codes / p.group);
     const __m512i lane_group = _mm512_load_si512(index);

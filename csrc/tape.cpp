@@ -1,7 +1,9 @@
 #include "tape.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -13,6 +15,7 @@
 #include "packed_row.hpp"
 #include "packing.hpp"
 #include "scratch.hpp"
+#include "team.hpp"
 
 namespace dither {
 
@@ -30,21 +33,14 @@ TapeKernel choose(Isa isa) {
 
 std::size_t bytes_of(Element type) { return type == Element::float32 ? 4 : 2; }
 
-struct Team {
-    int thread, threads;
-
-    // the part of `count` that is this thread's
-    int64_t first(int64_t count) const { return count * thread / threads; }
-    int64_t last(int64_t count) const { return count * (thread + 1) / threads; }
-    void wait() const {
-        if (threads > 1) {
-#pragma omp barrier
-        }
-    }
+// How many pieces of a thread's part are taken.
+struct alignas(cache_line) Claims {
+    std::atomic<int64_t> pieces{0};
 };
 
 // Memory of one run, made before its threads start: x as floats, its sums, x as a kernel wants it, products before they are narrowed.
 struct Room {
+    std::unique_ptr<Claims[]> claims;
     Scratch x, sums, ready, y, scales, logits;
     std::size_t scales_each, logits_each;
     int64_t logits_stride;
@@ -52,6 +48,60 @@ struct Room {
 
 bool same_preparation(const PackedMatmul& a, const PackedMatmul& b) {
     return a.bits == b.bits && a.group == b.group && a.values == b.values;
+}
+
+int64_t rows_of(const Product& p) { return p.packed ? p.codes.rows : p.dense.rows; }
+
+// A row's bytes, codes only.
+int64_t row_bytes(const Product& p) {
+    return p.packed ? packed_stride(p.codes.columns, p.codes.bits) : p.dense.columns * static_cast<int64_t>(bytes_of(p.dense.type));
+}
+
+// So many that a piece takes about a microsecond.
+int64_t piece_rows(const Product& p, const Team& team) {
+    constexpr int64_t bytes = 1 << 14;
+    return team.threads == 1 ? std::max<int64_t>(rows_of(p), 1) : std::max<int64_t>(bytes / std::max<int64_t>(row_bytes(p), 1) / 4 * 4, 4);
+}
+
+// The rows of `of` that are `team`'s, as they will be read.
+Fetch weights_ahead(const Product* of, const Product* end, const Team& team) {
+    Fetch ahead;
+    for (; of != end; ++of) {
+        const int64_t first = team.first(rows_of(*of)), count = team.last(rows_of(*of)) - first;
+        const auto part = [&](const void* at, int64_t bytes) { ahead.add(static_cast<const char*>(at) + first * bytes, count * bytes); };
+        if (of->packed) {
+            const PackedWeights& w = of->codes;
+            part(w.scale, w.groups * ::bytes_of(w.scale_type));
+            if (w.zero) part(w.zero, w.groups);
+        }
+        part(of->packed ? of->codes.packed : of->dense.weight, row_bytes(*of));
+    }
+    return ahead;
+}
+
+// All rows of these products, piece by piece: each thread those of its own part, then what others have not begun. Threads are not equally fast: they wait
+// for memory, some of which was fetched ahead, and other programs run too. `work(product, y, first, last)`.
+template <class Work>
+void share(const Product* of, const Product* end, float* y, Claims* claims, const Team& team, Work work) {
+    for (int turn = 0; turn < team.threads; ++turn) {
+        const Team owner{(team.thread + turn) % team.threads, team.threads, team.meeting};
+        for (bool more = true; more;) {
+            int64_t piece = claims[owner.thread].pieces.fetch_add(1, std::memory_order_relaxed);
+            more = false;
+            float* to = y;
+            for (const Product* one = of; one != end; to += rows_of(*one), ++one) {
+                const int64_t rows = rows_of(*one), first = owner.first(rows), last = owner.last(rows), step = piece_rows(*one, team);
+                const int64_t pieces = (last - first + step - 1) / step;
+                if (piece >= pieces) {
+                    piece -= pieces;
+                    continue;
+                }
+                work(*one, to, first + piece * step, std::min(first + (piece + 1) * step, last));
+                more = true;
+                break;
+            }
+        }
+    }
 }
 
 // Products whose x is prepared alike stand behind one another; each such run of them waits for its own preparation.
@@ -63,6 +113,8 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
         const Product& head = p.of[begin];
         for (end = begin + 1; end < p.of.size() && p.of[end].packed == head.packed && (!head.packed || same_preparation(p.of[end].codes, head.codes));)
             ++end;
+        // thread 0 may prepare: the others are done with what was before, as they waited below
+        for (int t = 0; team.thread == 0 && t < team.threads; ++t) room.claims[t].pieces.store(0, std::memory_order_relaxed);
         PackedKernel packed{};
         PackedRow short_rows = nullptr;
         PackedMatmul like = head.codes;
@@ -74,16 +126,13 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
 #ifdef DITHER_X86
             if (isa == Isa::avx512 && has_avx512_bf16()) short_rows = packed_row_avx512bf16(like);
 #endif
-            if (team.thread == 0) {  // the others are done with what was prepared before: they waited below
+            if (team.thread == 0) {
                 sum_groups(like, reinterpret_cast<float*>(room.sums.get()));
                 if (packed.prepare) packed.prepare(like, room.ready.get());
             }
         }
-        team.wait();
-        float* to = y;
-        for (std::size_t i = begin; i < end; ++i) {
-            const Product& one = p.of[i];
-            const int64_t rows = one.packed ? one.codes.rows : one.dense.rows, first = team.first(rows), last = team.last(rows);
+        team.wait(weights_ahead(&p.of[begin], &p.of[begin] + (end - begin), team));
+        const auto some_rows = [&](const Product& one, float* to, int64_t first, int64_t last) {
             if (one.packed) {
                 PackedMatmul q = one.codes;
                 q.x = like.x, q.sums = like.sums, q.ready = like.ready, q.y = to;
@@ -93,8 +142,8 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
                 kernel.dense(one.dense, x, first, last, to);
             }
             kernel.narrow(to + first, one.y_type, last - first, static_cast<char*>(one.y) + bytes_of(one.y_type) * first);
-            to += rows;
-        }
+        };
+        share(&p.of[begin], &p.of[begin] + (end - begin), y, room.claims.get(), team, some_rows);
         team.wait();
     }
 }
@@ -190,7 +239,7 @@ void Tape::run(const Attended* layers, int64_t length, int64_t capacity, int64_t
         columns = std::max<std::size_t>(columns, p.columns);
         std::size_t rows = 0;
         for (const Product& one : p.of) {
-            rows += one.packed ? one.codes.rows : one.dense.rows;
+            rows += rows_of(one);
             if (!one.packed) continue;
             groups = std::max<std::size_t>(groups, one.codes.groups);
             const PackedKernel packed = packed_kernel(one.codes, isa);
@@ -199,6 +248,7 @@ void Tape::run(const Attended* layers, int64_t length, int64_t capacity, int64_t
         outputs = std::max(outputs, rows);
     }
     Room room;
+    room.claims = std::make_unique<Claims[]>(threads);
     room.x = allocate(sizeof(float) * columns + cache_line);
     room.sums = allocate(sizeof(float) * groups + cache_line);
     room.ready = allocate(ready);
@@ -208,12 +258,13 @@ void Tape::run(const Attended* layers, int64_t length, int64_t capacity, int64_t
     room.logits_stride = (length / key_panel + 1) * key_panel;
     room.logits_each = round_up(sizeof(float) * heads_at_once * room.logits_stride);
     room.logits = allocate(room.logits_each * threads);
+    Meeting meeting;
 #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
-        const Team team{omp_get_thread_num(), omp_get_num_threads()};
+        const Team team{omp_get_thread_num(), omp_get_num_threads(), &meeting};
 #else
-        const Team team{0, 1};
+        const Team team{0, 1, &meeting};
 #endif
         for (const Step& step : steps) {
             switch (step.kind) {

@@ -3,6 +3,7 @@
     python benchmarks/readme.py compare/compare.json     the table in README.md and docs/plot.svg, from a comparison's record
     python benchmarks/readme.py --claims                 docs/claims.md, from the stored records of claims
     python benchmarks/readme.py --special                the tables and plots of docs/special.md, from benchmarks/records/
+    python benchmarks/readme.py --speed                  the tables of docs/speed.md and the short one of README.md, likewise
     python benchmarks/readme.py --check                  exit code 1 if README.md or docs/ are not what the records give
 
 The comparison's record is kept as docs/record.json, without its layers, so that --check can make the table and the plot again anywhere.
@@ -20,7 +21,7 @@ from typing import Any
 
 from dither import claims, report
 from dither.claims.claim import RECORDS
-from dither.report import CompareRecord, numbers
+from dither.report import CompareRecord, numbers, speed
 from dither.report.log_bessel import log_bessel_gpu_tables, log_bessel_svg, log_bessel_tables, von_mises_fisher_tables
 from dither.report.softmax import softmax_svg, softmax_tables
 
@@ -104,6 +105,20 @@ def _figure(value: float | str | None) -> str:
     return numbers.NOTHING if value is None else numbers.short(float(value))
 
 
+# of docs/speed.md, by record: what stands between its marks
+SPEED: dict[str, Callable[[Any], str]] = {
+    "decode": speed.decode,
+    "decode_one_thread": speed.decode,
+    "packed_matmul": speed.packed_matmul,
+    "packed_gemm": speed.packed_gemm,
+    "int8_matmul": speed.int8_matmul,
+    "lookup_matmul": speed.lookup_matmul,
+    "first_token": speed.first_token,
+    "load_memory": speed.load_memory,
+    "serve": speed.serve,
+    "kv_memory": speed.kv_memory,
+    "quantize_peer": speed.quantize_peer,
+}
 # of docs/special.md, by record: what stands between its marks, and its plot (None where the record has not what it shows)
 SPECIAL: dict[str, tuple[Callable[[Any], str], Callable[[Any], str | None] | None]] = {
     "softmax": (softmax_tables, lambda record: softmax_svg(record) if "float32" in record else None),
@@ -111,6 +126,20 @@ SPECIAL: dict[str, tuple[Callable[[Any], str], Callable[[Any], str | None] | Non
     "log_bessel_gpu": (log_bessel_gpu_tables, None),
     "von_mises_fisher": (von_mises_fisher_tables, None),
 }
+
+
+def speed_page(root: Path) -> dict[Path, str]:
+    """docs/speed.md with the tables of the benchmarks that have a record."""
+    page = root / "docs" / "speed.md"
+    if not page.is_file():
+        return {}
+    text = page.read_text(encoding="utf-8")
+    for name, table in SPEED.items():
+        stored = root / "benchmarks" / "records" / f"{name}.json"
+        if stored.is_file():
+            marks = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+            text = with_section(text, table(json.loads(stored.read_text(encoding="utf-8"))), *marks, page.name)
+    return {page: text}
 
 
 def special_page(root: Path) -> dict[Path, str]:
@@ -132,14 +161,18 @@ def special_page(root: Path) -> dict[Path, str]:
 
 def expected(root: Path, records: Path = RECORDS) -> dict[Path, str]:
     """The files that the stored records give, by path. Where there are no records, nothing is expected."""
-    found: dict[Path, str] = special_page(root)
+    found: dict[Path, str] = special_page(root) | speed_page(root)
     stored = root / "docs" / "record.json"
     if stored.is_file():
         record = report.read_json(stored)
         if not isinstance(record, CompareRecord):
             raise ValueError(f"{stored}: is no record of a comparison")
         readme = root / "README.md"
-        found[readme] = with_section(readme.read_text(encoding="utf-8"), section(record))
+        text = with_section(readme.read_text(encoding="utf-8"), section(record))
+        decode = root / "benchmarks" / "records" / "decode.json"
+        if decode.is_file():
+            text = with_section(text, speed.summary(json.loads(decode.read_text(encoding="utf-8"))), "<!-- decode:begin -->", "<!-- decode:end -->")
+        found[readme] = text
         found[root / "docs" / "plot.svg"] = plot(record)
     measured = {name: kept for name in claims.CLAIMS if (kept := claims.stored(name, records)) is not None}
     if measured:
@@ -162,6 +195,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
     parser.add_argument("record", nargs="?", type=Path, help="compare.json of a comparison")
     parser.add_argument("--claims", action="store_true", help="write docs/claims.md from the stored claim records")
     parser.add_argument("--special", action="store_true", help="write the tables and plots of docs/special.md from benchmarks/records/")
+    parser.add_argument("--speed", action="store_true", help="write the tables of docs/speed.md from benchmarks/records/")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not what the records give")
     given = parser.parse_args(arguments)
     if given.check:
@@ -169,20 +203,24 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
         for path in wrong:
             print(f"{path.relative_to(root)}: is not what the records give; run python benchmarks/readme.py", file=sys.stderr)
         return 1 if wrong else 0
-    if given.record is None and not given.claims and not given.special:
-        parser.error("give compare.json, --claims, --special or --check")
+    if given.record is None and not (given.claims or given.special or given.speed):
+        parser.error("give compare.json, --claims, --special, --speed or --check")
     if given.record is not None:
         record = report.read_json(given.record)
         if not isinstance(record, CompareRecord):
             parser.error(f"{given.record}: is no record of a comparison")
         report.to_json(without_layers(record), root / "docs" / "record.json")
     wanted = expected(root, records)
-    pages, special = {root / "docs" / "claims.md"}, special_page(root).keys()
+    readme, page, special = root / "README.md", root / "docs" / "claims.md", special_page(root).keys()
+    chosen: set[Path] = {page} if given.claims else set()
+    chosen |= special if given.special else set()
+    chosen |= {*speed_page(root), readme} if given.speed else set()
+    chosen |= {readme, root / "docs" / "plot.svg"} if given.record is not None else set()
     for path, text in wanted.items():
-        if given.claims if path in pages else given.special if path in special else given.record is not None:
+        if path in chosen:
             path.write_text(text, encoding="utf-8")
             print(path.relative_to(root))
-    if given.claims and not pages & wanted.keys():
+    if given.claims and page not in wanted:
         parser.error("no claim was measured yet; run dither claims run NAME")
     if given.special and not special:
         parser.error("nothing was measured yet; run python benchmarks/softmax.py or log_bessel.py")

@@ -91,6 +91,7 @@ EXCUSED = {
     ("quant/export/gguf_tokenizer.py", "gpt"): "llama.cpp's names of byte-level BPE and of a way to cut text",
     ("models/fashion.py", "vit"): "the alias of the embedded vision model, its folder and its inputs",
     ("models/opening.py", "vit"): "the alias of the embedded vision model",
+    ("report/speed.py", "llama"): "llama.cpp",
     ("report/records.py", "up_proj"): "a docstring shows what a layer's full name looks like",
     ("quant/recipes/__init__.py", "vit"): "the name of a paper's method",
     ("quant/recipes/repq_vit.py", "vit"): "the name of a paper's method",

@@ -178,3 +178,28 @@ def test_these_documents_are_what_the_records_give() -> None:
     if not readme.expected(ROOT, RECORDS):
         pytest.skip("nothing was measured yet: no docs/record.json and no claim records")
     assert readme.main(["--check"]) == 0
+
+
+def test_speeds_come_from_their_records(root: Path) -> None:
+    records = root / "benchmarks" / "records"
+    records.mkdir(parents=True)
+    where = {"machine": {"cpu": "Example CPU", "versions": {"dither": "0.1.0"}}, "date": "2026-11-24"}
+    one = {"name": "dither", "dtype": "bfloat16", "bytes_a_token": 5e7, "tokens_per_second": 300.0, "share_of_bandwidth": 0.5}
+    one |= {"prefill_512_tokens_per_second": 1500.0, "times_llama_cpp_q4_0": {"tokens_per_second": 1.5}}
+    rows = [one, {"name": "other", "dtype": "", "bytes_a_token": 6e7, "tokens_per_second": 200.0, "share_of_bandwidth": 0.4}]
+    decode = {"threads": 2, "tokens": 128, "prompt_tokens": 32, "rounds": 5, "read_bandwidth": 5e10, "did_not_run": {"third": "no file"}, "rows": rows}
+    (records / "decode.json").write_text(json.dumps(decode | where))
+    page, marks = root / "docs" / "speed.md", "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in readme.SPEED)
+    page.write_text(marks)
+    (root / "README.md").write_text("<!-- decode:begin -->\nstale\n<!-- decode:end -->\n")
+    assert call(root, "--speed") == 0
+    text = page.read_text()
+    assert "| **dither** | bfloat16 | 50.0 | 300.0 | 50 % | 1.50 | 1,500 |" in text and "| other | – | 60.0 | 200.0 | 40 % | – | – |" in text
+    assert "third did not run: no file" in text and "<!-- serve:begin -->\n<!-- serve:end -->" in text
+    page.write_text(text.replace("300.0", "301.0"))
+    assert call(root, "--check") == 1
+
+
+def test_every_table_of_speeds_has_its_place() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text()
+    assert all(page.count(f"<!-- {name}:{end} -->") == 1 for name in readme.SPEED for end in ("begin", "end"))

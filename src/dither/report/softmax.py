@@ -44,7 +44,7 @@ def _times(name: str, part: Record) -> str:
         three, copying = min(seconds["recompute"], seconds["reload"]), 2 * row["bytes"] / row["streams"]["copy"]
         ratios = f"{three / seconds['two_pass']:.2f} | {seconds['torch'] / seconds['two_pass']:.2f} | {rate / 1e9:.1f} | {rate / copying:.2f}"
         lines.append(f"| {_size(row['bytes'])} | {row['isa']} | {row['threads']} | {times} | {ratios} | {row['auto']} |")
-    return "\n".join([*lines, "", _where(part), ""])
+    return "\n".join([*lines, "", where_measured(part), ""])
 
 
 def _errors(part: Record) -> str:
@@ -53,7 +53,7 @@ def _errors(part: Record) -> str:
     lines.append("|---|---|" + "--:|" * len(kinds))
     for row in part["rows"]:
         lines.append(f"| {row['isa']} | {row['algorithm']} | " + " | ".join(f"{row['ulp'][kind]:.2f}" for kind in kinds) + " |")
-    return "\n".join([*lines, "", _where(part), ""])
+    return "\n".join([*lines, "", where_measured(part), ""])
 
 
 def _use(part: Record) -> str:
@@ -61,10 +61,11 @@ def _use(part: Record) -> str:
     for row in part["rows"]:
         ours = f"{1e6 * row['ours']:,.1f} us | {row['times_faster']:.2f}" if "ours" in row else f"{numbers.NOTHING} | {numbers.NOTHING}"
         lines.append(f"| {row['work']} | {row['threads']} | {1e6 * row['torch']:,.1f} us | {ours} | {row['state']} |")
-    return "\n".join([*lines, "", _where(part), ""])
+    return "\n".join([*lines, "", where_measured(part), ""])
 
 
-def _where(part: Record) -> str:
+def where_measured(part: Record) -> str:
+    """On which machine, with which versions, when."""
     machine = part["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return f"Measured on {machine['cpu']} ({versions}) on {part['date'][:10]}."

@@ -57,7 +57,7 @@ def truth(held: QuantLinear, x: Tensor) -> tuple[Tensor, Tensor]:
         (Int(4) @ group(32), Float(4, 3) @ token(), "affine"),
         (Int(4, zero="float") @ group(32), S8, None),
         (Int(4) @ tile(2, 20), S8, None),
-        (Float(4, 3) @ channel(), S8, None),
+        (Float(4, 3) @ channel(), S8, "float"),
     ],
     ids=str,
 )

@@ -17,6 +17,7 @@ from dither.formats import (
     NVFP4,
     Codebook,
     Float,
+    Int,
     PartialBinary,
     QTensor,
     Scheme,
@@ -218,3 +219,60 @@ def test_what_has_no_kernel() -> None:
 
     assert cpu_kind(Int(4, zero="float") @ group(20), None, 40) is None
     assert cpu_kind(Int(4) @ tile(8, 8), None, 40) is None
+
+
+# -- traced ------------------------------------------------------------------------------------------------------------------
+
+
+def seen_by_torch(held: nn.Module, x: Tensor) -> tuple[Tensor, set[object]]:
+    """The result of the compiled module, and the operations that torch saw."""
+    targets: set[object] = set()
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        targets.update(node.target for node in graph.graph.nodes)
+        return graph.forward
+
+    with torch.no_grad():
+        return torch.compile(held, fullgraph=True, backend=keep)(x), targets
+
+
+TRACED = [Float(2, 1) @ group(32), NVFP4, Int(3) @ group(24), PARTIAL[0], BOOKS[5]]
+
+
+def layer(scheme: WeightScheme) -> QuantLinear:
+    held = stored(scheme, 24, 72)
+    return QuantLinear(scheme, 72, 24, torch.randn(24, generator=torch.Generator().manual_seed(3)), held.tensors())
+
+
+@pytest.mark.parametrize("scheme", TRACED, ids=str)
+def test_layers_are_compiled_and_exported_whole(scheme: WeightScheme) -> None:
+    held, operation = layer(scheme), torch.ops.dither.stored_matmul.default
+    x = matrix(3, held.in_features, seed=2)
+    found, targets = seen_by_torch(held, x)
+    assert torch.equal(found, held(x)) and operation in targets
+    with torch.no_grad():
+        exported = torch.export.export(held, (x,))
+        assert torch.equal(exported.module()(x), held(x))
+    assert any(node.target is operation for node in exported.graph.nodes)
+
+
+def test_the_operation_is_what_torch_expects() -> None:
+    held = layer(Codebook(4, 256))
+    stored = dict(held.named_buffers(recurse=False))
+    arguments = (matrix(3, held.in_features), list(stored.values()), ",".join(stored), held._record, held.out_features)
+    operation = torch.ops.dither.stored_matmul.default
+    assert set(torch.library.opcheck(operation, arguments).values()) == {"SUCCESS"}
+    with pytest.raises(RuntimeError, match="dither::stored_matmul has no gradient"):
+        operation(arguments[0].requires_grad_(), *arguments[1:])
+    half = operation(arguments[0].detach().half(), *arguments[1:])
+    assert half.dtype == torch.float16 and torch.allclose(half.float(), operation(arguments[0].detach(), *arguments[1:]), rtol=1e-2, atol=0.1)
+
+
+def test_what_changes_in_the_weights_changes_the_traced_product() -> None:
+    held = layer(Float(2, 1) @ group(32))
+    held.bias = None
+    x = matrix(3, held.in_features, seed=2)
+    before, _ = seen_by_torch(held, x)
+    held.get_buffer("scale").mul_(2)
+    after, _ = seen_by_torch(held, x)
+    assert torch.equal(after, 2 * before)

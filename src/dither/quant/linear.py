@@ -27,6 +27,7 @@ from dither.kernels.packed_matmul import PackedMatrix
 from dither.quant.cpu_products import Kind, Multiply, cpu_kind
 from dither.quant.inputs import InputRounding
 from dither.quant.products import kernel_for, product
+from dither.quant.stored_product import record, traced
 
 
 class QuantWeight(nn.Module):
@@ -44,6 +45,7 @@ class QuantWeight(nn.Module):
         self._keeps = False
         self._kept: Tensor | None = None
         self._product: Multiply | None = None
+        self._record = record(scheme)
         for name, value in (tensors or QTensor.empty(scheme, self.shape, device="meta").tensors()).items():
             self.register_buffer(name, value)
 
@@ -106,8 +108,13 @@ class QuantWeight(nn.Module):
         columns = self.shape[1]
         if x.numel() == 0 or x.shape[-1] != columns or not kind.takes(x.numel() // columns):
             return None
-        if (x.requires_grad and torch.is_grad_enabled()) or not self.multiplies_codes or torch.compiler.is_compiling():
-            return None  # what traces sees the operations of `products`, or a decoded weight
+        if x.requires_grad and torch.is_grad_enabled():
+            return None
+        if torch.compiler.is_compiling():
+            stored = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+            return None if kind.rounds else traced(x, stored, self._record, self.shape[0])
+        if not self.multiplies_codes:
+            return None
         return self.multiplier(kind)(x.reshape(-1, columns).contiguous()).view(*x.shape[:-1], self.shape[0])
 
     def multiplier(self, kind: Kind) -> Multiply:

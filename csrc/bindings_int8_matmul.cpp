@@ -8,10 +8,10 @@ namespace dither {
 
 namespace {
 
-// the numbers of `grid`, `scale_type` and `step_type` are those of the enumerations and of `scale_types`
+// the numbers of `grid`, `scale_type` and `step_type` are those of the enumerations and of `scale_types`; way: 0, or what a test wants
 bool bound_int8_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits, uintptr_t scale, int scale_type, uintptr_t zero, int middle,
                        int64_t group, int grid, float divisor, float lowest, float highest, int input_middle, int step_type, uintptr_t x,
-                       int64_t tokens, bool bfloat16, uintptr_t y, const char* isa, int threads) {
+                       int64_t tokens, bool bfloat16, uintptr_t y, int way, const char* isa, int threads) {
     Int8Matmul p{};
     p.rows = rows;
     p.columns = columns;
@@ -33,6 +33,7 @@ bool bound_int8_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits
     p.input_middle = input_middle;
     p.step_type = scale_types[step_type];
     p.y = reinterpret_cast<float*>(y);
+    p.way = static_cast<Int8Way>(way);
     const Isa chosen = parse_isa(isa);
     nb::gil_scoped_release release;
     return int8_matmul(p, chosen, threads);

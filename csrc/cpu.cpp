@@ -81,6 +81,15 @@ bool lent_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 }  // namespace
 #endif
 
+bool has_amx_int8() {
+#if defined(DITHER_X86) && defined(__linux__)
+    static const bool lent = best_isa() == Isa::avx512 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && lent_tiles();
+    return lent;
+#else
+    return false;
+#endif
+}
+
 bool has_amx_bf16() {
 #if defined(DITHER_X86) && defined(__linux__)
     static const bool lent = has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && lent_tiles();

@@ -27,5 +27,6 @@ bool has_avx512_vbmi2();
 
 // Tiles of bfloat16, which Linux lends to a process that asks for them.
 bool has_amx_bf16();
+bool has_amx_int8();
 
 }  // namespace dither

@@ -12,10 +12,10 @@
 
 namespace {
 
-template <class K>
+template <class K, class Tiles = NoTiles>
 dither::Int8Kernel int8_kernel() {
     constexpr int L = K::Int::lanes;
-    return {L, K::vectors * L, round_token<typename K::Float>, few_bytes<typename K::Int>, few<K>, many_bytes<K>, many<K>};
+    return {L, K::vectors * L, Tiles::depth, round_token<typename K::Float>, few_bytes<typename K::Int>, few<K>, many_bytes<K>, many<K, Tiles>};
 }
 
 }  // namespace

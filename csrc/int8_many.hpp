@@ -97,6 +97,48 @@ void sums_of_codes(const dither::Int8Matmul& p, const Panel& panel, int32_t* to)
     }
 }
 
+// What y holds of a token and a vector of outputs: the sum over the groups before the panel's.
+template <class K>
+typename K::Float total_before(const dither::Int8Matmul& p, const Panel& panel, int64_t token, int64_t c) {
+    using Float = typename K::Float;
+    constexpr int64_t L = K::Int::lanes;
+    const int64_t n = p.rows - panel.output - c * L;
+    const float* const y = p.y + token * p.rows + panel.output + c * L;
+    return panel.first == 0 || n <= 0 ? Float::set1(0) : n >= L ? Float::load(y) : load_first(y, n, 0.0f);
+}
+
+template <class K>
+void put_total(const dither::Int8Matmul& p, const Panel& panel, int64_t token, int64_t c, typename K::Float total) {
+    constexpr int64_t L = K::Int::lanes;
+    const int64_t n = p.rows - panel.output - c * L;
+    float* const y = p.y + token * p.rows + panel.output + c * L;
+    const auto found = panel.last < p.groups ? total : total * K::Float::set1(p.steps[token]);
+    if (n >= L)
+        found.store(y);
+    else if (n > 0)
+        store_first(y, found, n);
+}
+
+// Of one group and a vector of outputs.
+template <class K>
+struct GroupGrid {
+    using Int = typename K::Int;
+    using Float = typename K::Float;
+    Float scale;
+    Int zero, pointed;
+    int64_t group;
+
+    GroupGrid(const dither::Int8Matmul& p, const Panel& panel, int64_t g, int64_t c, const int32_t* sums_of_codes)
+        : scale(Float::load(panel.scales + c * panel.grid + g * Int::lanes)), zero(Int::load(panel.zeros + c * panel.grid + g * Int::lanes)),
+          pointed(p.pointed() ? Int::load(sums_of_codes) : Int::zero()), group(g) {}
+
+    Float add(const dither::Int8Matmul& p, int64_t token, Int products, Float total) const {
+        Int sum = products - zero * Int::set1(p.sums[token * p.groups + group]);
+        if (p.pointed()) sum = sum - pointed * Int::set1(p.points[token]);
+        return Float::fmadd(scale, sum.floats(), total);
+    }
+};
+
 // M tokens from t on, on the groups of the panel: y is the sum over groups so far.
 template <class K, int M>
 void tile(const dither::Int8Matmul& p, const Panel& panel, int64_t t) {
@@ -106,35 +148,18 @@ void tile(const dither::Int8Matmul& p, const Panel& panel, int64_t t) {
     constexpr int C = K::vectors;
     Float total[M][C];
     for (int m = 0; m < M; ++m)
-        for (int c = 0; c < C; ++c) {
-            const int64_t n = p.rows - panel.output - c * L;
-            const float* const y = p.y + (t + m) * p.rows + panel.output + c * L;
-            total[m][c] = panel.first == 0 || n <= 0 ? Float::set1(0) : n >= L ? Float::load(y) : load_first(y, n, 0.0f);
-        }
+        for (int c = 0; c < C; ++c) total[m][c] = total_before<K>(p, panel, t + m, c);
     const uint8_t* codes = panel.codes;
     const int32_t* pointed = panel.pointed;
     for (int64_t g = panel.first; g < panel.last; ++g, codes += p.padded * C * L, pointed += C * L) {
         const Sums<K, M> sums = group_sums<K, M>(codes, p.q + t * p.q_stride + g * p.padded, p.q_stride, p.padded / 4);
         for (int c = 0; c < C; ++c) {
-            const Float scale = Float::load(panel.scales + c * panel.grid + g * L);
-            const Int zero = Int::load(panel.zeros + c * panel.grid + g * L);
-            for (int m = 0; m < M; ++m) {
-                Int sum = sums.of[m][c] - zero * Int::set1(p.sums[(t + m) * p.groups + g]);
-                if (p.pointed()) sum = sum - Int::load(pointed + c * L) * Int::set1(p.points[t + m]);
-                total[m][c] = Float::fmadd(scale, sum.floats(), total[m][c]);
-            }
+            const GroupGrid<K> grid(p, panel, g, c, pointed + c * L);
+            for (int m = 0; m < M; ++m) total[m][c] = grid.add(p, t + m, sums.of[m][c], total[m][c]);
         }
     }
     for (int m = 0; m < M; ++m)
-        for (int c = 0; c < C; ++c) {
-            const int64_t n = p.rows - panel.output - c * L;
-            float* const y = p.y + (t + m) * p.rows + panel.output + c * L;
-            const Float found = panel.last < p.groups ? total[m][c] : total[m][c] * Float::set1(p.steps[t + m]);
-            if (n >= L)
-                found.store(y);
-            else if (n > 0)
-                store_first(y, found, n);
-        }
+        for (int c = 0; c < C; ++c) put_total<K>(p, panel, t + m, c, total[m][c]);
 }
 
 // The last tokens, fewer than M + 1.
@@ -148,7 +173,13 @@ void last_tile(const dither::Int8Matmul& p, const Panel& panel, int64_t t, int64
     }
 }
 
-template <class K>
+struct NoTiles {  // see int8_tiles.hpp
+    static constexpr int depth = 4;  // columns that groups are padded to a multiple of
+    template <class K>
+    static int64_t all(const dither::Int8Matmul&, const Panel&, int64_t t, int64_t) { return t; }
+};
+
+template <class K, class Tiles>
 void many(const dither::Int8Matmul& p, int64_t output, int64_t first, int64_t last, char* scratch) {
     using Int = typename K::Int;
     const typename K::Decoder decoder(p.bits, p.group * p.bits % 8 != 0);
@@ -162,7 +193,7 @@ void many(const dither::Int8Matmul& p, int64_t output, int64_t first, int64_t la
         const Panel panel{codes, scales, zeros, pointed, output, g, g + groups < p.groups ? g + groups : p.groups, grid};
         unpack_panel<K>(p, decoder, panel, codes);
         if (p.pointed()) sums_of_codes<K>(p, panel, pointed);
-        int64_t t = first;
+        int64_t t = Tiles::template all<K>(p, panel, first, last);
         for (; t + K::tokens <= last; t += K::tokens) tile<K, K::tokens>(p, panel, t);
         last_tile<K, K::tokens - 1>(p, panel, t, last - t);
     }

@@ -13,10 +13,13 @@ namespace dither {
 
 namespace {
 
-Int8Kernel choose(Isa isa) {
+Int8Kernel choose([[maybe_unused]] Int8Way way, Isa isa) {
     switch (isa) {
 #ifdef DITHER_X86
-        case Isa::avx512: return has_avx512_vnni() && has_avx512_vbmi() ? int8_kernel_avx512() : int8_kernel_avx2();
+        case Isa::avx512:
+            if (!has_avx512_vnni() || !has_avx512_vbmi()) return int8_kernel_avx2();
+            if (way == Int8Way::emulated) return int8_kernel_emulated();
+            return way == Int8Way::best && has_amx_int8() ? int8_kernel_amx() : int8_kernel_avx512();
         case Isa::avx2: return int8_kernel_avx2();
 #endif
         default: return int8_kernel_scalar();
@@ -52,7 +55,7 @@ void multiply_few(const Int8Matmul& p, const Int8Kernel& kernel, int threads) {
 void multiply_many(const Int8Matmul& p, const Int8Kernel& kernel, int threads) {
     const int64_t panels = (p.rows + kernel.panel - 1) / kernel.panel, worth = 64;  // tokens that make unpacking cheap
     const int64_t parts = std::max<int64_t>(1, std::min(p.tokens / worth, (4 * threads - 1) / panels + 1));
-    const int64_t length = multiple((p.tokens + parts - 1) / parts, 12), pieces = threads == 1 ? 1 : (p.tokens + length - 1) / length;
+    const int64_t length = multiple((p.tokens + parts - 1) / parts, kernel.depth > 4 ? 32 : 12), pieces = threads == 1 ? 1 : (p.tokens + length - 1) / length;
     const std::size_t own = round_up(kernel.many_bytes(p));
     const Scratch scratch = allocate(own * threads);
     char* const base = scratch.get();
@@ -76,11 +79,11 @@ void multiply_many(const Int8Matmul& p, const Int8Kernel& kernel, int threads) {
 
 bool int8_matmul(Int8Matmul p, Isa isa, [[maybe_unused]] int threads) {
     if (p.rows == 0 || p.tokens == 0) return true;
-    const Int8Kernel kernel = choose(isa);
+    const Int8Kernel kernel = choose(p.way, isa);
     const bool few = p.tokens <= few_tokens;
-    // `few` takes steps of 4 lanes, which begin where a group does or hold several; `many` takes four columns at a time
+    // `few` takes steps of 4 lanes, which begin where a group does or hold several; `many` takes a few columns at a time
     const int64_t step = 4 * kernel.lanes, width = p.group < p.columns ? p.group : p.columns;
-    p.padded = !few ? multiple(width, 4) : width < step && width % 16 == 0 && step % width == 0 ? width : multiple(width, step);
+    p.padded = !few ? multiple(width, kernel.depth) : width < step && width % 16 == 0 && step % width == 0 ? width : multiple(width, step);
     p.q_stride = multiple(p.groups * p.padded, step) + step;  // vectors are stored a little beyond the last group
     const std::size_t q_bytes = round_up(p.inputs() * p.q_stride), sum_bytes = round_up(sizeof(int32_t) * p.inputs() * p.groups);
     const std::size_t step_bytes = round_up(sizeof(float) * p.tokens);

@@ -18,6 +18,8 @@ namespace dither {
 
 enum class TokenGrid { symmetric, extremum, asymmetric };  // see int8_round.hpp
 
+enum class Int8Way { best, vectors, emulated };  // tests ask for what other processors take: no tiles, or tiles in plain C++
+
 struct Int8Matmul {
     int64_t rows, columns, group, groups, tokens;  // O, I, g, G = ceil(I / g), T
     int bits;
@@ -34,6 +36,7 @@ struct Int8Matmul {
     int32_t input_middle;     // of the codes of x: asymmetric ones are stored less this
     ScaleType step_type;
     float* y;  // [T, O]
+    Int8Way way;
 
     // made by `int8_matmul`
     int64_t padded;    // bytes of q that a group takes; zeros behind its own
@@ -51,6 +54,7 @@ inline constexpr int64_t few_tokens = 8;
 
 struct Int8Kernel {
     int lanes, panel;  // columns of q in a step of `few` over four; outputs that `many` takes at once
+    int depth;         // columns that it pads groups to a multiple of
     bool (*round)(const Int8Matmul&, int64_t token);  // fills the token's q, sums, step, point; false where x is not finite
     std::size_t (*few_bytes)(const Int8Matmul&);
     void (*few)(const Int8Matmul&, int64_t first, int64_t last, char* scratch);  // outputs; `first` a multiple of `lanes`
@@ -61,7 +65,9 @@ struct Int8Kernel {
 Int8Kernel int8_kernel_scalar();
 #ifdef DITHER_X86
 Int8Kernel int8_kernel_avx2();
-Int8Kernel int8_kernel_avx512();  // has_avx512_vnni() and has_avx512_vbmi()
+Int8Kernel int8_kernel_avx512();    // has_avx512_vnni() and has_avx512_vbmi()
+Int8Kernel int8_kernel_amx();       // and has_amx_int8()
+Int8Kernel int8_kernel_emulated();  // the same in plain C++, but for what AVX-512 does
 #endif
 
 // Whether all of x is finite; rows that are not become NaN.

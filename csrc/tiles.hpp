@@ -1,7 +1,8 @@
-// Two-dimensional registers for products of bfloat16 (Intel's AMX): eight tiles of up to 16 rows of 64 bytes, used as 2 x 2 tiles of sums, two of x and
+// Two-dimensional registers for products of bfloat16 and of bytes (Intel's AMX): eight tiles of up to 16 rows of 64 bytes, used as 2 x 2 tiles of sums, two of x and
 // two of W. Two implementations have these functions (`tiles_amx.hpp`, `tiles_emulated.hpp`), t, m and n being constants:
 //     configure(config)       before anything else on a thread; release() after
 //     zero<t>()  load<t>(from, stride)  store<t>(to, stride)       rows `stride` bytes apart
+//     multiply_bytes<m, n>()  int32 sums (m, n) += signed bytes of x m times unsigned bytes of W n: sum[r][c] += sum_k x[r][4k + j] w[k][4c + j], j < 4
 //     multiply<m, n>()        sums (m, n) += x m times W n: sum[r][c] += sum_k x[r][2k] w[k][2c] + x[r][2k + 1] w[k][2c + 1]
 #pragma once
 

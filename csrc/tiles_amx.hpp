@@ -43,6 +43,13 @@ struct AmxTiles {
         if constexpr (m == 1 && n == 0) _tile_dpbf16ps(2, 5, 6);
         if constexpr (m == 1 && n == 1) _tile_dpbf16ps(3, 5, 7);
     }
+    template <int m, int n>
+    static void multiply_bytes() {
+        if constexpr (m == 0 && n == 0) _tile_dpbsud(0, 4, 6);
+        if constexpr (m == 0 && n == 1) _tile_dpbsud(1, 4, 7);
+        if constexpr (m == 1 && n == 0) _tile_dpbsud(2, 5, 6);
+        if constexpr (m == 1 && n == 1) _tile_dpbsud(3, 5, 7);
+    }
 };
 
 }  // namespace

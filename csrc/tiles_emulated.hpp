@@ -1,4 +1,4 @@
-// tiles.hpp in plain C++, in the order of sums that Intel's manual gives for TDPBF16PS: for tests of what is built from tiles where there are none. Rows
+// tiles.hpp in plain C++, in the order of sums that Intel's manual gives for TDPBF16PS and TDPBSUD: for tests of what is built from tiles where there are none. Rows
 // that a configuration lacks are neither read nor written; use of a tile without one stops the process.
 #pragma once
 
@@ -55,6 +55,22 @@ struct EmulatedTiles {
                 }
                 std::memcpy(&sum, &tiles.data[s][r][4 * j], 4);
                 sum += even + odd;
+                std::memcpy(&tiles.data[s][r][4 * j], &sum, 4);
+            }
+    }
+
+    template <int m, int n>
+    static void multiply_bytes() {
+        constexpr int s = sums_tile(m, n), x = x_tile(m), w = w_tile(n);
+        const TileConfig& c = tiles.config;
+        if (c.rows[s] != c.rows[x] || c.row_bytes[s] != c.row_bytes[w] || c.row_bytes[x] / 4 != c.rows[w] || c.rows[x] == 0) std::abort();
+        for (int r = 0; r < c.rows[x]; ++r)
+            for (int j = 0; j < c.row_bytes[w] / 4; ++j) {
+                uint32_t sum;  // it wraps
+                std::memcpy(&sum, &tiles.data[s][r][4 * j], 4);
+                for (int k = 0; k < c.rows[w]; ++k)
+                    for (int b = 0; b < 4; ++b)
+                        sum += static_cast<uint32_t>(static_cast<int8_t>(tiles.data[x][r][4 * k + b]) * static_cast<int>(tiles.data[w][k][4 * j + b]));
                 std::memcpy(&tiles.data[s][r][4 * j], &sum, 4);
             }
     }

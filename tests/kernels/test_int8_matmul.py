@@ -3,6 +3,7 @@ changes its bits."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dither.formats import Int, token
 from dither.kernels import MOST_COLUMNS, Int8Matrix, TokenGrid, int8_matmul, pack_rows
+from dither.kernels.extension import extension
 from dither.quant.inputs import round_rows
 from kernels.problems import unaligned
 
@@ -214,3 +216,30 @@ def test_what_is_refused() -> None:
     for grid, message in wrong_grids:
         with pytest.raises(ValueError, match=message):
             TokenGrid(**grid)
+
+
+# -- tiles -------------------------------------------------------------------------------------------------------------------
+
+VECTORS, EMULATED = 1, 2  # csrc/int8_matmul.hpp, Int8Way
+
+
+@pytest.mark.parametrize("sym", ["restricted", False])
+@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+@pytest.mark.parametrize(
+    ("rows", "columns", "group", "tokens"),
+    [(64, 128, 64, 32), (70, 576, 64, 47), (33, 300, 100, 16), (1, 257, 13, 33), (130, 40, 8, 70), (65, 2000, 2000, 64), (20, 64, 64, 15)],
+)
+def test_tiles_give_the_bits_of_vectors(rows: int, columns: int, group: int, tokens: int, bits: int, sym: str | bool) -> None:
+    """AMX as its manual describes it, in plain C++: two tiles of tokens, one, and what is left."""
+    native = extension()
+    if native is None or native.isa("") != "avx512":
+        pytest.skip("tiles come with AVX-512")
+    _, packed, scale, zero, x = problem(rows, columns, bits, group, tokens)
+    held = Int8Matrix(packed, bits, scale, zero, group, columns, TokenGrid(8, sym))
+    found = []
+    for way in (VECTORS, EMULATED):
+        for threads in (1, 2):
+            y = torch.full((tokens, rows), math.nan)
+            assert native.int8_matmul(*held._weights, x.data_ptr(), tokens, False, y.data_ptr(), way, "", threads)
+            found.append(y)
+    assert not bool(found[0].isnan().any()) and all(torch.equal(y, found[0]) for y in found)

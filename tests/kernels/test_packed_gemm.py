@@ -257,20 +257,23 @@ def test_amx_finds_its_configurations_in_memory() -> None:
         return subprocess.run([objdump, *options, native.__file__], capture_output=True, text=True, check=True).stdout
 
     code = dump("-d", "--no-show-raw-insn").splitlines()
-    for name in ("tileloadd", "tdpbf16ps", "tilestored", "tilerelease"):
+    for name in ("tileloadd", "tdpbf16ps", "tdpbsud", "tilestored", "tilerelease"):
         assert any(name in line for line in code)
     places = [i for i, line in enumerate(code) if "ldtilecfg" in line]
     assert places
     for place in places:
-        base = re.search(r"ldtilecfg\s+\(%(\w+),%\w+,1\)", code[place])
-        assert base is not None, code[place]
-        loads = [line for line in code[place - 40 : place] if re.search(rf"lea\s+.*%{base[1]}\b", line)]
-        address = int(re.search(r"# ([0-9a-f]+)", loads[-1])[1], 16)  # type: ignore[index]
-        constants = dump("-s", f"--start-address={address}", f"--stop-address={address + 33 * 64}")
+        if alone := re.search(r"ldtilecfg\s+0x\w+\(%rip\)\s+# ([0-9a-f]+)", code[place]):  # of two full tiles of tokens
+            address, counts = int(alone[1], 16) - 32 * 64, range(32, 33)
+        else:
+            base = re.search(r"ldtilecfg\s+\(%(\w+),%\w+,1\)", code[place])
+            assert base is not None, code[place]
+            loads = [line for line in code[place - 40 : place] if re.search(rf"lea\s+.*%{base[1]}\b", line)]
+            address, counts = int(re.search(r"# ([0-9a-f]+)", loads[-1])[1], 16), range(1, 33)  # type: ignore[index]
+        constants = dump("-s", f"--start-address={address + 64 * counts[0]}", f"--stop-address={address + 33 * 64}")
         rows = re.findall(r"^ [0-9a-f]+ ((?:[0-9a-f]+ ){1,4})", constants, re.MULTILINE)
         table = bytes.fromhex("".join(rows).replace(" ", ""))
-        for count in range(1, 33):
-            config = table[64 * count : 64 * (count + 1)]
+        for i, count in enumerate(counts):
+            config = table[64 * i : 64 * (i + 1)]
             first, second = min(count, 16), count - 16 if count > 16 else 16
             assert config[:16] == bytes([1]) + bytes(15)
             assert config[16:48] == bytes([64, 0] * 8) + bytes(16)

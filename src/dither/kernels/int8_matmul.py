@@ -117,5 +117,5 @@ class Int8Matrix:
         y = torch.empty(x.shape[0], self._rows)
         if not self.columns:
             return y.zero_().to(x.dtype), True
-        finite = native.int8_matmul(*self._weights, x.data_ptr(), x.shape[0], x.dtype == torch.bfloat16, y.data_ptr(), isa(), threads())
+        finite = native.int8_matmul(*self._weights, x.data_ptr(), x.shape[0], x.dtype == torch.bfloat16, y.data_ptr(), 0, isa(), threads())
         return (y if x.dtype == torch.float32 else y.to(x.dtype)), finite

@@ -1,11 +1,10 @@
 // Threads that work side by side and meet often, some microseconds apart. Who is early spins and may do something useful a little at a time, such as
-// fetching what comes next; who waits long gives the processor away, as the others may need it.
+// fetching what comes next; who waits long sleeps, as the others may need the processor.
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <thread>
 
 #ifdef DITHER_X86
 #include <immintrin.h>
@@ -34,13 +33,14 @@ struct Team {
         if (meeting->arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
             meeting->arrived.store(0, std::memory_order_relaxed);
             meeting->round.store(round + 1, std::memory_order_release);
+            meeting->round.notify_all();  // a system call only where one sleeps
             return;
         }
-        constexpr int patience = 1 << 14;
+        constexpr int patience = 1 << 12;  // some tens of microseconds
         for (int spins = 0; meeting->round.load(std::memory_order_acquire) == round;) {
             if (meanwhile()) continue;
             if (++spins < patience) pause();
-            else std::this_thread::yield();
+            else meeting->round.wait(round, std::memory_order_acquire);
         }
     }
     void wait() const {

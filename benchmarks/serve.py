@@ -7,8 +7,9 @@ greedily. Limits: one reading of the model's bytes a step serves up to 8 streams
 a step waits for; a product of 8 rows costs more arithmetic than one of 1, and attention, sampling and Python go stream by stream.
 
 The server is a process of its own; the clients, plain HTTP, share the machine with it. Peers, in the same run: `dither run`'s loop (`generate`)
-alone, and the same sequences stepped one by one. Parts of a step: inside C++ kernels of packed products, inside torch's operators, and the rest,
-which is Python; they are shares of steps under torch's profiler, whose own time counts as Python, so that share is an upper bound.
+alone, and the same sequences stepped in the other ways of `serve.batch`: the model itself over rows side by side, and one by one. Parts of a step:
+inside C++ kernels (the whole program, or packed products where the model is stepped), inside torch's operators, and the rest, which is Python; they
+are shares of steps under torch's profiler, whose own time counts as Python, so that share is an upper bound.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from dither.quant.evaluate import open_model
 from dither.quant.generate import Sampling, generate
 from dither.quant.linear import decoded
 from dither.quant.machine import machine
-from dither.serve.batch import Batch, OneByOne, SideBySide
-from dither.serve.trial import stepper
+from dither.serve.batch import Batch, ByProgram, OneByOne, SideBySide
+from dither.serve.trial import of_the_model, stepper
 
 PROMPT = 32  # tokens
 STREAMS = (1, 4, 8)
@@ -90,18 +91,40 @@ async def load(url: str, streams: int, tokens: int, vocabulary: int) -> dict[str
 
 
 class _Timed:
-    """The extension, whose packed products are timed."""
+    """``inner``, whose method ``name`` is timed."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.seconds = inner, 0.0
+    def __init__(self, inner: Any, name: str) -> None:
+        self.inner, self.name, self.seconds = inner, name, 0.0
 
-    def packed_matmul(self, *arguments: Any) -> None:
-        started = time.perf_counter()
-        self.inner.packed_matmul(*arguments)
-        self.seconds += time.perf_counter() - started
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.inner, name)
+        if name != self.name:
+            return found
+
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return found(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - started
+
+        return call
 
 
-def parts(batch: Batch, streams: int, steps: int) -> dict[str, float]:
+@contextmanager
+def timed_kernels(batch: Batch[Any]) -> Iterator[_Timed]:
+    """Within it, what a step does inside C++ is timed: all of a program, or packed products."""
+    if isinstance(batch, ByProgram):
+        timed = _Timed(batch.program.tape._native, "run")
+        with mock.patch.object(batch.program.tape, "_native", timed):
+            yield timed
+    else:
+        timed = _Timed(extension(), "packed_matmul")
+        with mock.patch("dither.kernels.packed_matmul.extension", lambda: timed):
+            yield timed
+
+
+def parts(batch: Batch[Any], streams: int, steps: int) -> dict[str, float]:
     """Seconds of a step, and its shares."""
     draw = torch.Generator().manual_seed(0)
     sequences = [batch.read(torch.randint(3, 1000, (PROMPT,), generator=draw).tolist())[0] for _ in range(streams)]
@@ -116,15 +139,14 @@ def parts(batch: Batch, streams: int, steps: int) -> dict[str, float]:
 
     run(2)
     whole = run(steps)
-    timed = _Timed(extension())
     count = max(2, steps // 4)
-    with mock.patch("dither.kernels.packed_matmul.extension", lambda: timed), torch.profiler.profile() as profile:
+    with timed_kernels(batch) as timed, torch.profiler.profile() as profile:
         profiled = run(count)
-    products = timed.seconds / count
+    kernels = timed.seconds / count
     operators = sum(event.self_cpu_time_total for event in profile.key_averages()) / 1e6 / count
     return {
-        "step_seconds": whole, "profiled_step_seconds": profiled, "packed_products_share": products / profiled,
-        "operators_share": operators / profiled, "python_share": 1 - (products + operators) / profiled,
+        "step_seconds": whole, "profiled_step_seconds": profiled, "kernels_share": kernels / profiled,
+        "operators_share": operators / profiled, "python_share": 1 - (kernels + operators) / profiled,
     }  # fmt: skip
 
 
@@ -176,9 +198,11 @@ def measure(name: str, tokens: int, rounds: int) -> dict[str, Any]:
         )
     steps = []
     with torch.inference_mode(), decoded(model, few_rows=True):
-        together = stepper(model)
-        if isinstance(together, SideBySide):
-            steps = [parts(together, n, 4 * rounds + 4) | {"streams": n, "way": "side by side"} for n in STREAMS]
+        program, itself = stepper(model), of_the_model(model)  # in this order: the second puts hooks into the model
+        if isinstance(program, ByProgram):
+            steps += [parts(program, n, 4 * rounds + 4) | {"streams": n, "way": "by program"} for n in STREAMS]
+        if isinstance(itself, SideBySide):
+            steps += [parts(itself, n, 4 * rounds + 4) | {"streams": n, "way": "side by side"} for n in STREAMS]
         steps.append(parts(OneByOne(model), 8, rounds + 2) | {"streams": 8, "way": "one by one"})
     for step in steps:
         shares = ", ".join(f"{key.removesuffix('_share').replace('_', ' ')} {100 * step[key]:.0f} %" for key in step if key.endswith("_share"))

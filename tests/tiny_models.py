@@ -154,6 +154,7 @@ _language(
 )
 
 LANGUAGE = list(_BUILDERS)
+RECORDED = ("llama", "llama-tied", "qwen2", "qwen3", "phi3", "granite", "olmo2", "stablelm", "gpt-neox")  # whose steps become programs
 
 
 def _register(name: str) -> Callable[[Builder], Builder]:

@@ -20,7 +20,6 @@ from dither.quant.program.recording import record
 from dither.quant.program.stepper import ProgramStepper
 from dither.quant.stepping import Stepper
 
-RECORDED = ("llama", "llama-tied", "qwen2", "qwen3", "phi3", "granite", "olmo2", "stablelm", "gpt-neox")
 REASONS = {"gemma2": "its cache", "mixtral": "writes into a tensor", "mamba": "AttentionInterface", "gpt2": "looks at its values"}
 
 pytestmark = pytest.mark.skipif(extension() is None, reason="the C++ extension is not installed")
@@ -50,7 +49,7 @@ def check(model: nn.Module, tolerance: float, prompt: int = 9, steps: int = 12) 
         assert (own - their).norm() <= tolerance * (their - their.mean()).norm()
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", tiny_models.RECORDED)
 def test_scores_are_the_models_own(name: str) -> None:
     model, _ = tiny_models.build(name)
     check(model, 1e-5)

@@ -14,16 +14,17 @@ import tiny_models
 from dither.formats import Int, QTensor, channel, group
 from dither.kernels.extension import extension
 from dither.quant.linear import QuantLinear, decoded
+from dither.quant.program.stepper import ProgramStepper
 from dither.quant.stepping import Stepper
-from dither.serve.batch import Batch, OneByOne, SideBySide
-from dither.serve.trial import stepper
+from dither.serve.batch import Batch, ByProgram, OneByOne, SideBySide
+from dither.serve.trial import of_the_model, stepper
 
 # Models whose rows meet: experts are given the tokens of all rows at once, states are no keys and values, positions come from masks; and one whose
 # rotary embedding is 2 wide, so that 8 rows fill no two vectors.
 ALONE = {"stablelm", "mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "bloom", "falcon", "falcon-new", "mamba", "mamba2"}
 
 
-def texts(batch: Batch, count: int, steps: int, seed: int = 0, company: int = 1) -> dict[int, list[torch.Tensor]]:
+def texts(batch: Batch[Any], count: int, steps: int, seed: int = 0, company: int = 1) -> dict[int, list[torch.Tensor]]:
     """Scores of ``count`` greedy sequences of random prompts, each stepped in the company of up to ``company`` that come and go at random."""
     draw = random.Random(seed)
     prompts = [[draw.randrange(3, tiny_models.VOCABULARY) for _ in range(1 + 3 * i)] for i in range(count)]
@@ -52,7 +53,7 @@ def same(a: dict[int, list[torch.Tensor]], b: dict[int, list[torch.Tensor]]) -> 
 
 @pytest.mark.parametrize("name", tiny_models.LANGUAGE)
 def test_company_changes_no_bit(name: str) -> None:
-    batch = stepper(live_server.model(name, positions=None))
+    batch = of_the_model(live_server.model(name, positions=None))
     assert isinstance(batch, OneByOne if name in ALONE else SideBySide), batch.why
     assert bool(batch.why) == (name in ALONE)
     alone = texts(batch, 9, 12)
@@ -68,13 +69,53 @@ def test_alone_is_what_the_model_says_itself(name: str) -> None:
         for _ in range(20):
             expected.append(plain.logits())
             plain.append(int(expected[-1].argmax()))
-    batch = stepper(net)
+    batch = of_the_model(net)
     assert isinstance(batch, SideBySide)
     with torch.inference_mode():
         state, logits = batch.read(prompt)
         for e in expected:
             assert torch.allclose(logits, e, atol=1e-5 * float(e.abs().max()), rtol=0)
             (logits,) = batch.step([state], [int(e.argmax())])
+
+
+@pytest.mark.parametrize("name", tiny_models.LANGUAGE)
+def test_models_that_have_a_program_are_stepped_by_it(name: str) -> None:
+    """Company changes no bit, and scores are those of `generate`'s own steps."""
+    if extension() is None:
+        pytest.skip("needs the kernels")
+    net = live_server.model(name, positions=None)
+    batch = stepper(net)
+    assert isinstance(batch, ByProgram) == (name in tiny_models.RECORDED)
+    if not isinstance(batch, ByProgram):
+        return
+    alone = texts(batch, 9, 12)
+    assert same(texts(batch, 9, 12, company=3), alone) and same(texts(batch, 9, 12, company=9), alone)
+    prompt = [5, 9, 11, 40, 41, 42, 43, 44, 45]
+    with torch.inference_mode():
+        plain = ProgramStepper(net, torch.tensor([prompt]), 99)
+        state, logits = batch.read(prompt)
+        for _ in range(20):
+            assert torch.equal(logits, plain.logits())
+            token = int(logits.argmax())
+            plain.append(token)
+            (logits,) = batch.step([state], [token])
+
+
+def test_copies_go_ways_of_their_own() -> None:
+    """Beside each other, past the end of their room, and as a sequence that was read anew."""
+    if extension() is None:
+        pytest.skip("needs the kernels")
+    batch = stepper(live_server.model(positions=None))
+    assert isinstance(batch, ByProgram)
+    with torch.inference_mode():
+        one, _ = batch.read([5, 6, 7])
+        batch.step([one], [8])
+        two = one.copy()
+        anew, _ = batch.read([5, 6, 7])
+        batch.step([anew], [8])
+        for i in range(3 * one.capacity):
+            first, second, third = batch.step([one, two, anew], [9 + i % 3, 12 + i % 5, 12 + i % 5])
+            assert torch.equal(second, third) and not torch.equal(first, second)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -89,7 +130,7 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_few_bits(settings: dict[str, Any]) -> None:
     net = dither.quantize(live_server.model(), dither.recipes.RTN(**settings)).model
-    batch = stepper(net)
+    batch = of_the_model(net)
     assert isinstance(batch, SideBySide), batch.why
     alone = texts(batch, 9, 12)
     assert same(texts(batch, 9, 12, company=8), alone)
@@ -121,11 +162,12 @@ def test_a_row_of_codes_does_not_feel_the_others(monkeypatch: pytest.MonkeyPatch
 def test_smollm2_at_four_bits() -> None:
     """The embedded model: eight texts of different lengths come and go, and none feels the others; `generate` says the same."""
     net = dither.quantize("smollm2", dither.recipes.RTN(bits=4, group=64)).model
-    batch = stepper(net)
-    assert isinstance(batch, SideBySide) and not batch.fill, batch.why
-    alone = texts(batch, 10, 24)
-    for company in (2, 5, 10):
-        assert same(texts(batch, 10, 24, company=company), alone)
-    narrow = stepper(net.bfloat16())
-    assert isinstance(narrow, SideBySide), narrow.why
+    for way in (stepper, of_the_model):
+        batch = way(net)
+        assert isinstance(batch, ByProgram if way is stepper else SideBySide), batch.why
+        alone = texts(batch, 10, 24)
+        for company in (2, 5, 10):
+            assert same(texts(batch, 10, 24, company=company), alone)
+    narrow = of_the_model(net.bfloat16())
+    assert isinstance(narrow, SideBySide) and not narrow.fill, narrow.why
     assert same(texts(narrow, 9, 12, company=8), texts(narrow, 9, 12))

@@ -1,12 +1,13 @@
 """The model stepped over several sequences, so that each one's scores are, to the last bit, those it would have alone.
 
+    by program     a row a sequence through the model's recorded step (`quant.program`), on keys and values of its own. For models that have a program
     side by side   input_ids [1, n], a token a sequence, with each one's own position: layers see n rows, few-bit ones read their weights once for
                    all; attention goes row by row (`rows_cache`), float layers see a constant number of rows (`fixed_rows`)
     filled up      the same with n constant: rows without a sequence are filling. For models whose widths are no multiples of a processor's vectors,
                    so that where a row ends up in a vector depends on n
     one by one     a call a sequence: for models whose rows meet (experts that gather tokens, states that are no keys and values)
 
-Which of the three a model gets, `trial` finds.
+Which of the four a model gets, `trial` finds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +24,24 @@ from dither.errors import ModelError
 from dither.quant.attention_names import attention_configs, attention_named
 from dither.quant.cpu_products import FEW_ROWS
 from dither.quant.kv import KNOWN, attention_modules
+from dither.quant.program.program import KeysValues, Program
+from dither.quant.program.proof import is_plain
 from dither.quant.stepping import Stepper
 from dither.serve.rows_cache import NAME, Attention, RowsCache, make_growing
 
 
-class Batch(ABC):
-    """``rows``: sequences that one call of the model steps at the most. ``why``: of one by one, what stood against side by side."""
+class State(Protocol):
+    """What a way of stepping keeps of a sequence."""
+
+    def copy(self) -> State:
+        """The same sequence again, to go on in another way."""
+
+
+S = TypeVar("S", bound=State)
+
+
+class Batch(ABC, Generic[S]):
+    """``rows``: sequences that one call steps at the most. ``why``: of one by one, what stood against side by side."""
 
     rows = 1
     why = ""
@@ -36,20 +50,46 @@ class Batch(ABC):
         self.model = model
         self.device = next(model.parameters()).device
 
-    def read(self, prompt: Sequence[int]) -> tuple[Stepper, Tensor]:
+    @abstractmethod
+    def read(self, prompt: Sequence[int]) -> tuple[S, Tensor]:
         """A new sequence, and the scores ``[V]`` of its next token."""
+
+    @abstractmethod
+    def step(self, sequences: Sequence[S], tokens: Sequence[int]) -> list[Tensor]:
+        """Append a token to each sequence; the scores ``[V]`` of the next ones. At most ``rows`` sequences."""
+
+    def _read(self, prompt: Sequence[int]) -> tuple[Stepper, Tensor]:
+        """By the model itself."""
         sequence = Stepper(self.model, torch.tensor([list(prompt)], device=self.device))
         return sequence, sequence.logits()
 
-    @abstractmethod
-    def step(self, sequences: Sequence[Stepper], tokens: Sequence[int]) -> list[Tensor]:
-        """Append a token to each sequence; the scores ``[V]`` of the next ones. At most ``rows`` sequences."""
+
+class ByProgram(Batch[KeysValues]):
+    """Prompts are read by the model, each by itself."""
+
+    rows = FEW_ROWS
+
+    def __init__(self, model: nn.Module, program: Program) -> None:
+        super().__init__(model)
+        self.program = program
+
+    def read(self, prompt: Sequence[int]) -> tuple[KeysValues, Tensor]:
+        sequence, logits = self._read(prompt)
+        if not is_plain(sequence.cache):
+            raise ModelError("its cache of this prompt is not one of keys and values alone")
+        return KeysValues(sequence.cache), logits
+
+    def step(self, sequences: Sequence[KeysValues], tokens: Sequence[int]) -> list[Tensor]:
+        return [self.program.step(token, held) for token, held in zip(tokens, sequences, strict=True)]
 
 
-class OneByOne(Batch):
+class OneByOne(Batch[Stepper]):
     def __init__(self, model: nn.Module, why: str = "") -> None:
         super().__init__(model)
         self.why = why
+
+    def read(self, prompt: Sequence[int]) -> tuple[Stepper, Tensor]:
+        return self._read(prompt)
 
     def step(self, sequences: Sequence[Stepper], tokens: Sequence[int]) -> list[Tensor]:
         for sequence, token in zip(sequences, tokens, strict=True):
@@ -57,7 +97,7 @@ class OneByOne(Batch):
         return [sequence.logits() for sequence in sequences]
 
 
-class SideBySide(Batch):
+class SideBySide(Batch[Stepper]):
     """``fill``: whether the model always gets `rows` rows. Raises ModelError where the model's attention or its arguments do not allow it; that the
     numbers are right, `trial` finds out."""
 
@@ -73,7 +113,7 @@ class SideBySide(Batch):
         self.inner, self.configs = _attentions(model), attention_configs(model)
 
     def read(self, prompt: Sequence[int]) -> tuple[Stepper, Tensor]:
-        sequence, logits = super().read(prompt)
+        sequence, logits = self._read(prompt)
         make_growing(sequence.cache)
         return sequence, logits
 

@@ -52,7 +52,7 @@ Notify = Callable[[list[Event]], None]  # is given what a step brought, all at o
 class Scheduler:
     """``slots``: sequences stepped together; ``queue``: sequences that may wait. ``start`` it, ``submit`` from any thread, ``close`` it."""
 
-    def __init__(self, batch: Batch, notify: Notify, metrics: Metrics, *, slots: int = 8, queue: int = 64) -> None:
+    def __init__(self, batch: Batch[Any], notify: Notify, metrics: Metrics, *, slots: int = 8, queue: int = 64) -> None:
         if slots < 1:
             raise ValueError(f"slots: must be at least 1, not {slots}")
         if queue < 0:

@@ -1,22 +1,25 @@
 """Which way of stepping a model is exact: found by running it, not by its name.
 
-First a step is watched for functions whose rounding depends on where a row lies (`alignment`). Then scores are compared: a row at a time against the
-model's own loop, and rows side by side against rows alone, bit by bit: random prompts of several lengths, every number of rows, other orders, and
-beside a row that claims to be at the model's last position. What differs is not used.
+A model that has a program is stepped by it, whose rows are by construction what each is alone (`kernels.tape`). Of others, a step is watched
+first for functions whose rounding depends on where a row lies (`alignment`). Then scores are compared: a row at a time against the model's own loop,
+and rows side by side against rows alone, bit by bit: random prompts of several lengths, every number of rows, other orders, and beside a row that
+claims to be at the model's last position. What differs is not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dither.errors import ModelError
 from dither.quant.cpu_products import FEW_ROWS
+from dither.quant.program.proof import program_for
 from dither.quant.stepping import positions
 from dither.serve.alignment import Watch
-from dither.serve.batch import Batch, OneByOne, SideBySide
+from dither.serve.batch import Batch, ByProgram, OneByOne, SideBySide
 from dither.serve.fixed_rows import fix_rows
 
 _LENGTHS = (1, 2, 3, 5, 8, 9, 12, 4)  # of prompts; with one more token none is _WATCHED
@@ -24,8 +27,14 @@ _WATCHED = 7  # rows of the step that is watched: a number that few other dimens
 _UNFIT = (ModelError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)  # how a model may refuse such a call
 
 
-def stepper(model: nn.Module) -> Batch:
+def stepper(model: nn.Module) -> Batch[Any]:
     """The quickest way that is exact. Costs some prompts and steps of the model."""
+    program = program_for(model)
+    return ByProgram(model, program) if program is not None else of_the_model(model)
+
+
+def of_the_model(model: nn.Module) -> Batch[Any]:
+    """The quickest way of stepping the model itself that is exact."""
     handles = fix_rows(model)
     try:
         with torch.inference_mode():

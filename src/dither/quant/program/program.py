@@ -5,6 +5,7 @@ Products of the same row stand together, so that its preparation serves all.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,6 +37,13 @@ class KeysValues:
             keys[:, : self.length], values[:, : self.length] = layer.keys[0], layer.values[0]
             self.held += [keys.unflatten(1, (-1, PANEL)).transpose(2, 3).contiguous(), values]
         self.addresses = [t.data_ptr() for t in self.held]
+
+    def copy(self) -> KeysValues:
+        """The same sequence again, to go on in another way."""
+        twin = copy.copy(self)
+        twin.held = [t.clone() for t in self.held]
+        twin.addresses = [t.data_ptr() for t in twin.held]
+        return twin
 
     def make_room(self) -> None:
         if self.length < self.capacity:

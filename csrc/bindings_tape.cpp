@@ -89,20 +89,27 @@ void attend(Tape& tape, int64_t layer, std::array<int64_t, 4> sizes, float scale
     tape.add(Attend{layer, sizes[0], sizes[1], sizes[2], sizes[3], scale, static_cast<Element>(type), head(q), head(k), head(v), at(y[0]), y[1]});
 }
 
-// layers: the addresses of each one's keys and values
-void run(Tape& tape, const Numbers& layers, int64_t length, int64_t capacity, int64_t token, const std::string& isa, int threads) {
-    std::vector<Attended> held;
-    for (std::size_t i = 0; i + 1 < layers.size(); i += 2) held.push_back({at(layers[i]), at(layers[i + 1])});
+// a row: length, capacity, token, then the addresses of each layer's keys and values
+void run(Tape& tape, const std::vector<Numbers>& rows, const std::string& isa, int threads) {
+    std::vector<std::vector<Attended>> held(rows.size());
+    std::vector<Row> taken;
+    for (std::size_t t = 0; t < rows.size(); ++t) {
+        const Numbers& row = rows[t];
+        for (std::size_t i = 3; i + 1 < row.size(); i += 2) held[t].push_back({at(row[i]), at(row[i + 1])});
+        taken.push_back({held[t].data(), row[0], row[1], row[2]});
+    }
     const Isa chosen = parse_isa(isa.c_str());
     nb::gil_scoped_release release;
-    tape.run(held.data(), length, capacity, token, chosen, threads);
+    tape.run(taken.data(), static_cast<int64_t>(taken.size()), chosen, threads);
 }
 
 }  // namespace
 
 void bind_tape(nb::module_& m) {
     nb::class_<Tape>(m, "Tape")
-        .def(nb::init<>())
+        .def("__init__", [](Tape* self, int64_t begin, int64_t bytes, int64_t stride) {
+            new (self) Tape(OwnMemory{static_cast<uintptr_t>(begin), static_cast<uintptr_t>(bytes), stride});
+        })
         .def("lookup", &lookup)
         .def("elementwise", &elementwise)
         .def("multiply", &multiply)

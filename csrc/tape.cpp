@@ -38,7 +38,26 @@ struct alignas(cache_line) Claims {
     std::atomic<int64_t> pieces{0};
 };
 
-// Memory of one run, made before its threads start: x as floats, its sums, x as a kernel wants it, products before they are narrowed.
+// What is run: rows, and where the memory of each lies.
+struct Run {
+    const Row* rows;
+    int64_t count;
+    OwnMemory own;
+
+    // Work on a row's own memory is one thread's, the same one until all meet.
+    bool is_of(int64_t row, const Team& team) const { return row % team.threads == team.thread; }
+    Elementwise of(Elementwise e, int64_t row) const {
+        for (Place* p : {&e.y, &e.a, &e.b}) p->at = own.of(p->at, row);
+        return e;
+    }
+    Attend of(Attend p, int64_t row) const {
+        for (Head* h : {&p.q, &p.k, &p.v}) h->at = own.of(h->at, row);
+        p.y = own.of(p.y, row);
+        return p;
+    }
+};
+
+// Memory of one run, made before its threads start: x as floats, its sums, x as a kernel wants it, products before they are narrowed; of each row.
 struct Room {
     std::unique_ptr<Claims[]> claims;
     Scratch x, sums, ready, y, scales, logits;
@@ -80,16 +99,16 @@ Fetch weights_ahead(const Product* of, const Product* end, const Team& team) {
 }
 
 // All rows of these products, piece by piece: each thread those of its own part, then what others have not begun. Threads are not equally fast: they wait
-// for memory, some of which was fetched ahead, and other programs run too. `work(product, y, first, last)`.
+// for memory, some of which was fetched ahead, and other programs run too. `work(product, y, first, last)`, y [T, O].
 template <class Work>
-void share(const Product* of, const Product* end, float* y, Claims* claims, const Team& team, Work work) {
+void share(const Product* of, const Product* end, int64_t tokens, float* y, Claims* claims, const Team& team, Work work) {
     for (int turn = 0; turn < team.threads; ++turn) {
         const Team owner{(team.thread + turn) % team.threads, team.threads, team.meeting};
         for (bool more = true; more;) {
             int64_t piece = claims[owner.thread].pieces.fetch_add(1, std::memory_order_relaxed);
             more = false;
             float* to = y;
-            for (const Product* one = of; one != end; to += rows_of(*one), ++one) {
+            for (const Product* one = of; one != end; to += tokens * rows_of(*one), ++one) {
                 const int64_t rows = rows_of(*one), first = owner.first(rows), last = owner.last(rows), step = piece_rows(*one, team);
                 const int64_t pieces = (last - first + step - 1) / step;
                 if (piece >= pieces) {
@@ -104,11 +123,27 @@ void share(const Product* of, const Product* end, float* y, Claims* claims, cons
     }
 }
 
+// Rows first .. last of a packed matrix on all tokens. Four tokens share what is decoded; where there is a kernel for one, it is the faster one for fewer.
+void packed_rows(PackedMatmul p, int64_t first, int64_t last, const PackedKernel& kernel, PackedRow one_token, std::size_t ready_each, float* scales) {
+    const int64_t tokens = p.tokens;
+    p.tokens = one_token ? tokens / 4 * 4 : tokens;
+    if (p.tokens) kernel.rows(p, first, last, scales);
+    for (int64_t t = p.tokens; t < tokens; ++t) {
+        PackedMatmul q = p;
+        q.tokens = 1;
+        q.sums += t * p.groups;
+        q.ready = static_cast<const char*>(p.ready) + t * ready_each;
+        q.y += t * p.rows;
+        one_token(q, first, last);
+    }
+}
+
 // Products whose x is prepared alike stand behind one another; each such run of them waits for its own preparation.
-void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa isa, const Team& team) {
-    float *const x = reinterpret_cast<float*>(room.x.get()), *const y = reinterpret_cast<float*>(room.y.get());
+void multiply(const Products& p, const Run& run, const TapeKernel& kernel, const Room& room, Isa isa, const Team& team) {
+    float *const x = reinterpret_cast<float*>(room.x.get()), *const y = reinterpret_cast<float*>(room.y.get());  // [T, I]
     float* const scales = reinterpret_cast<float*>(room.scales.get() + team.thread * room.scales_each);
-    if (team.thread == 0) kernel.widen(p.x, p.x_type, p.columns, x);
+    for (int64_t t = 0; t < run.count; ++t)
+        if (run.is_of(t, team)) kernel.widen(run.own.of(p.x, t), p.x_type, p.columns, x + t * p.columns);
     for (std::size_t begin = 0, end; begin < p.of.size(); begin = end) {
         const Product& head = p.of[begin];
         for (end = begin + 1; end < p.of.size() && p.of[end].packed == head.packed && (!head.packed || same_preparation(p.of[end].codes, head.codes));)
@@ -116,45 +151,48 @@ void multiply(const Products& p, const TapeKernel& kernel, const Room& room, Isa
         // thread 0 may prepare: the others are done with what was before, as they waited below
         for (int t = 0; team.thread == 0 && t < team.threads; ++t) room.claims[t].pieces.store(0, std::memory_order_relaxed);
         PackedKernel packed{};
-        PackedRow short_rows = nullptr;
-        PackedMatmul like = head.codes;
+        PackedRow one_token = nullptr;
+        std::size_t ready_each = 0;
+        float* const sums = reinterpret_cast<float*>(room.sums.get());
         if (head.packed) {
-            like.x = x;
-            like.sums = reinterpret_cast<const float*>(room.sums.get());
-            like.ready = room.ready.get();
+            PackedMatmul like = head.codes;
             packed = packed_kernel(like, isa);
 #ifdef DITHER_X86
-            if (isa == Isa::avx512 && has_avx512_bf16()) short_rows = packed_row_avx512bf16(like);
+            if (isa == Isa::avx512 && has_avx512_bf16()) one_token = packed_row_avx512bf16(like);
 #endif
-            if (team.thread == 0) {
-                sum_groups(like, reinterpret_cast<float*>(room.sums.get()));
-                if (packed.prepare) packed.prepare(like, room.ready.get());
+            if (packed.ready_bytes) ready_each = packed.ready_bytes(like);
+            for (int64_t t = 0; t < run.count; ++t) {
+                if (!run.is_of(t, team)) continue;
+                like.x = x + t * p.columns;
+                sum_groups(like, sums + t * like.groups);
+                if (packed.prepare) packed.prepare(like, room.ready.get() + t * ready_each);
             }
         }
         team.wait(weights_ahead(&p.of[begin], &p.of[begin] + (end - begin), team));
         const auto some_rows = [&](const Product& one, float* to, int64_t first, int64_t last) {
+            const int64_t rows = rows_of(one);
             if (one.packed) {
                 PackedMatmul q = one.codes;
-                q.x = like.x, q.sums = like.sums, q.ready = like.ready, q.y = to;
-                if (short_rows) short_rows(q, first, last);
-                else packed.rows(q, first, last, scales);
+                q.tokens = run.count, q.x = x, q.sums = sums, q.ready = room.ready.get(), q.y = to;
+                packed_rows(q, first, last, packed, one_token, ready_each, scales);
             } else {
-                kernel.dense(one.dense, x, first, last, to);
+                for (int64_t t = 0; t < run.count; ++t) kernel.dense(one.dense, x + t * p.columns, first, last, to + t * rows);
             }
-            kernel.narrow(to + first, one.y_type, last - first, static_cast<char*>(one.y) + bytes_of(one.y_type) * first);
+            for (int64_t t = 0; t < run.count; ++t)
+                kernel.narrow(to + t * rows + first, one.y_type, last - first, static_cast<char*>(run.own.of(one.y, t)) + bytes_of(one.y_type) * first);
         };
-        share(&p.of[begin], &p.of[begin] + (end - begin), y, room.claims.get(), team, some_rows);
+        share(&p.of[begin], &p.of[begin] + (end - begin), run.count, y, room.claims.get(), team, some_rows);
         team.wait();
     }
 }
 
-int64_t row_of(const Lookup& p, int64_t token, int64_t length) { return p.by_length ? length : token; }
+int64_t row_of(const Lookup& p, const Row& row) { return p.by_length ? row.length : row.token; }
 
 // `scales`: [2, groups]
-void look_up(const Lookup& p, int64_t row, float* scales, Isa isa) {
+void look_up(const Lookup& p, int64_t row, void* y, float* scales, Isa isa) {
     if (!p.packed) {
         const std::size_t bytes = bytes_of(p.y_type) * p.dense.columns;
-        std::memcpy(p.y, static_cast<const char*>(p.dense.weight) + bytes * row, bytes);
+        std::memcpy(y, static_cast<const char*>(p.dense.weight) + bytes * row, bytes);
         return;
     }
     const PackedWeights& w = p.codes;
@@ -164,7 +202,7 @@ void look_up(const Lookup& p, int64_t row, float* scales, Isa isa) {
         zeros[g] = zero_at(w, row * w.groups + g);
     }
     const DequantizeProblem one{1,        w.columns, w.group, w.groups, w.bits, w.packed + row * packed_stride(w.columns, w.bits),
-                                w.values, scales,    zeros,   p.y,      p.y_type == Element::bfloat16};
+                                w.values, scales,    zeros,   y,        p.y_type == Element::bfloat16};
     row_dequantizer(one, isa)(one, 0);
 }
 
@@ -182,17 +220,25 @@ void append(const Attend& p, const Attended& layer, int64_t length, int64_t capa
     }
 }
 
-void attend(const Attend& p, const Attended& layer, int64_t length, int64_t capacity, const TapeKernel& kernel, const Room& room, const Team& team) {
-    if (team.thread == 0) append(p, layer, length, capacity);
+// Every thread takes some heads of every row, as sequences are not equally long; who has one more differs from row to row.
+void attend(const Attend& p, const Run& run, const TapeKernel& kernel, const Room& room, const Team& team) {
+    for (int64_t t = 0; t < run.count; ++t)
+        if (run.is_of(t, team)) append(run.of(p, t), run.rows[t].layers[p.layer], run.rows[t].length, run.rows[t].capacity);
     team.wait();
-    const int64_t shared = p.heads / p.groups, last = team.last(p.heads);
     float* const logits = reinterpret_cast<float*>(room.logits.get() + team.thread * room.logits_each);
-    for (int64_t head = team.first(p.heads), count; head < last; head += count) {
-        const int64_t group = head / shared;
-        count = std::min({heads_at_once, last - head, (group + 1) * shared - head});
-        const std::size_t before = bytes_of(p.type) * group * capacity;
-        kernel.attend(p, head, count, static_cast<const char*>(layer.keys) + before * p.width,
-                      static_cast<const char*>(layer.values) + before * p.value_width, length + 1, logits, room.logits_stride);
+    for (int64_t t = 0; t < run.count; ++t) {
+        const Row& row = run.rows[t];
+        const Attended& layer = row.layers[p.layer];
+        const Attend own = run.of(p, t);
+        const Team part{static_cast<int>((team.thread + t) % team.threads), team.threads, team.meeting};
+        const int64_t shared = p.heads / p.groups, last = part.last(p.heads);
+        for (int64_t head = part.first(p.heads), count; head < last; head += count) {
+            const int64_t group = head / shared;
+            count = std::min({heads_at_once, last - head, (group + 1) * shared - head});
+            const std::size_t before = bytes_of(p.type) * group * row.capacity;
+            kernel.attend(own, head, count, static_cast<const char*>(layer.keys) + before * p.width,
+                          static_cast<const char*>(layer.values) + before * p.value_width, row.length + 1, logits, room.logits_stride);
+        }
     }
     team.wait();
 }
@@ -223,7 +269,8 @@ void Tape::add(const Attend& a) {
     attentions.push_back(a);
 }
 
-void Tape::run(const Attended* layers, int64_t length, int64_t capacity, int64_t token, Isa isa, [[maybe_unused]] int threads) {
+void Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int threads) {
+    const Run run{rows, count, own};
     const TapeKernel kernel = choose(isa);
     threads = std::max(threads, 1);
 #ifndef _OPENMP
@@ -231,31 +278,35 @@ void Tape::run(const Attended* layers, int64_t length, int64_t capacity, int64_t
 #endif
     std::size_t columns = 0, groups = 0, ready = 0, outputs = 0;
     for (const Lookup& p : lookups) {
-        const int64_t row = row_of(p, token, length), rows = p.packed ? p.codes.rows : p.dense.rows;
-        if (row < 0 || row >= rows) throw std::out_of_range("row " + std::to_string(row) + " of a table of " + std::to_string(rows));
+        const int64_t most = p.packed ? p.codes.rows : p.dense.rows;
+        for (int64_t t = 0; t < count; ++t)
+            if (const int64_t row = row_of(p, rows[t]); row < 0 || row >= most)
+                throw std::out_of_range("row " + std::to_string(row) + " of a table of " + std::to_string(most));
         if (p.packed) groups = std::max<std::size_t>(groups, p.codes.groups);
     }
     for (const Products& p : products) {
         columns = std::max<std::size_t>(columns, p.columns);
-        std::size_t rows = 0;
+        std::size_t of_all = 0;
         for (const Product& one : p.of) {
-            rows += rows_of(one);
+            of_all += rows_of(one);
             if (!one.packed) continue;
             groups = std::max<std::size_t>(groups, one.codes.groups);
             const PackedKernel packed = packed_kernel(one.codes, isa);
             if (packed.ready_bytes) ready = std::max<std::size_t>(ready, packed.ready_bytes(one.codes));
         }
-        outputs = std::max(outputs, rows);
+        outputs = std::max(outputs, of_all);
     }
+    int64_t longest = 0;
+    for (int64_t t = 0; t < count; ++t) longest = std::max(longest, rows[t].length);
     Room room;
     room.claims = std::make_unique<Claims[]>(threads);
-    room.x = allocate(sizeof(float) * columns + cache_line);
-    room.sums = allocate(sizeof(float) * groups + cache_line);
-    room.ready = allocate(ready);
-    room.y = allocate(sizeof(float) * outputs);
+    room.x = allocate(sizeof(float) * columns * count + cache_line);
+    room.sums = allocate(sizeof(float) * groups * count + cache_line);
+    room.ready = allocate(ready * count);
+    room.y = allocate(sizeof(float) * outputs * count);
     room.scales_each = round_up(2 * sizeof(float) * (groups + 32));
     room.scales = allocate(room.scales_each * threads);
-    room.logits_stride = (length / key_panel + 1) * key_panel;
+    room.logits_stride = (longest / key_panel + 1) * key_panel;
     room.logits_each = round_up(sizeof(float) * heads_at_once * room.logits_stride);
     room.logits = allocate(room.logits_each * threads);
     Meeting meeting;
@@ -270,14 +321,17 @@ void Tape::run(const Attended* layers, int64_t length, int64_t capacity, int64_t
             switch (step.kind) {
                 case Step::lookup: {
                     const Lookup& p = lookups[step.index];
-                    if (team.thread == 0) look_up(p, row_of(p, token, length), reinterpret_cast<float*>(room.scales.get()), isa);
+                    for (int64_t t = 0; t < count; ++t)
+                        if (run.is_of(t, team))
+                            look_up(p, row_of(p, rows[t]), own.of(p.y, t), reinterpret_cast<float*>(room.scales.get() + team.thread * room.scales_each), isa);
                     break;
                 }
                 case Step::elementwise:
-                    if (team.thread == 0) kernel.elementwise(functions[step.index]);
+                    for (int64_t t = 0; t < count; ++t)
+                        if (run.is_of(t, team)) kernel.elementwise(run.of(functions[step.index], t));
                     break;
-                case Step::products: multiply(products[step.index], kernel, room, isa, team); break;
-                case Step::attend: attend(attentions[step.index], layers[attentions[step.index].layer], length, capacity, kernel, room, team); break;
+                case Step::products: multiply(products[step.index], run, kernel, room, isa, team); break;
+                case Step::attend: attend(attentions[step.index], run, kernel, room, team); break;
             }
         }
     }

@@ -5,6 +5,8 @@
 //     a sum or mean of rows     y[i, j, k] = sum_l a[i, j, k, l]
 //     products                  one row x with several matrices, packed (packed_matmul.hpp) or dense
 //     attention                 one query a head over the keys and values so far, to which this token's are added first
+// Several rows, each a token of a sequence of its own, may be run at once: each has memory of its own, only products read weights once for all of them,
+// and a row's numbers do not depend on the others.
 // Elements are float32 or bfloat16 in memory and float32 in registers. The list runs in one parallel region: what is wide is cut by rows or heads, so
 // numbers do not depend on the number of threads; the rest is one thread's.
 #pragma once
@@ -91,6 +93,23 @@ struct Attended {
     void *keys, *values;
 };
 
+// A token that is run, and its sequence.
+struct Row {
+    const Attended* layers;  // by the layer of `Attend`
+    int64_t length, capacity, token;  // tokens before this one, below `capacity`, a multiple of `key_panel`; this one's number
+};
+
+// Memory that each row has for itself. Instructions name that of row 0; row t's lies t strides behind, and what lies elsewhere is one for all.
+struct OwnMemory {
+    uintptr_t begin = 0, bytes = 0;
+    int64_t stride = 0;
+
+    void* of(const void* first, int64_t row) const {
+        const auto at = reinterpret_cast<uintptr_t>(first);
+        return reinterpret_cast<void*>(at - begin < bytes ? at + static_cast<uintptr_t>(row * stride) : at);
+    }
+};
+
 struct TapeKernel {
     void (*elementwise)(const Elementwise&);
     void (*dense)(const Dense&, const float* x, int64_t first, int64_t last, float* y);  // x [columns, filled up to 16]
@@ -108,20 +127,21 @@ TapeKernel tape_kernel_avx512();
 
 class Tape {
 public:
+    explicit Tape(OwnMemory own) : own(own) {}
     void add(const Lookup&);
     void add(const Elementwise&);
     void add(const Products&);
     void add(const Attend&);
 
-    // `layers`: by the layer of `Attend`; `length`: tokens before this one, below `capacity`, a multiple of `key_panel`; `token`: this one's number.
     // Not by two threads at once. Throws std::out_of_range where a table has no such row.
-    void run(const Attended* layers, int64_t length, int64_t capacity, int64_t token, Isa isa, int threads);
+    void run(const Row* rows, int64_t count, Isa isa, int threads);
 
 private:
     struct Step {
         enum { lookup, elementwise, products, attend } kind;
         std::size_t index;
     };
+    OwnMemory own;
     std::vector<Step> steps;
     std::vector<Lookup> lookups;
     std::vector<Elementwise> functions;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dither import kernels
-from dither.kernels.tape import FUNCTIONS, Tape
+from dither.kernels.tape import FUNCTIONS, Row, Tape
 from kernels.conftest import ISAS, use
 
 TYPES = (torch.float32, torch.bfloat16)
@@ -193,6 +193,83 @@ def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, valu
             assert (y.double() - truth).abs().max() <= (2.0**-8 if dtype == torch.bfloat16 else 2.0**-20) * values.abs().max()
     keys = held[2].view(groups, -1, width, 16).transpose(2, 3).reshape(groups, capacity, width)
     assert torch.equal(keys[:, :tokens], k.transpose(0, 1)) and torch.equal(held[3][:, :tokens], v.transpose(0, 1)) and bool(held[0].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_at_once_are_what_each_is_alone(dtype: torch.dtype, threads: int) -> None:
+    """A small model of every kind of instruction, over sequences of different lengths and rooms: any number of rows, in any order, gives the bits of
+    each row alone, writes only to its own keys and values, and to no other row's memory. (That one row is right, the tests above say.)"""
+    heads, groups, width, rows = 6, 2, 16, 8
+    inner, few = heads * width, [packed(o, 96, bits, group, bits) for o, bits, group in ((64, 4, 32), (32, 3, 48), (33, 4, 96), (96, 8, 32))]
+    embedding, places, dense = packed(11, 96, 4, 32, 9)[0], draw(99, 96, dtype=dtype), draw(32, 96, dtype=dtype, seed=2)
+    memory = torch.full((rows, 16 << 10), 255, dtype=torch.uint8)  # NaN
+    ends = [0]
+
+    def own(*shape: int) -> Tensor:
+        start = ends[-1]
+        ends.append(start + -(-math.prod(shape) * dtype.itemsize // 64) * 64)
+        return memory[0, start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+    x, z, mean, q0, q1, k, v, y, out = (own(n) for n in (96, 96, 1, 64, 32, 32, 32, 96, 33))
+    q = memory[0, ends[3] : ends[3] + inner * dtype.itemsize].view(dtype).view(heads, width)
+    tape = Tape(memory)
+    tape.lookup(embedding, x)
+    tape.lookup(places, z, by_length=True)
+    tape.elementwise("add", x, x, z)
+    tape.elementwise("mean", mean, x)
+    tape.elementwise("sub", x, x, mean)
+    tape.multiply(x, [(few[0][0], q0), (few[1][0], q1), (dense, k), (few[1][0], v)])
+    tape.attend(1, q, k.view(groups, width), v.view(groups, width), y.view(heads, width), 0.25)
+    tape.elementwise("silu", y, y)
+    tape.multiply(y, [(few[2][0], out)])
+    scores = memory[:, ends[8] : ends[8] + 33 * dtype.itemsize].view(dtype)
+
+    lengths, capacities = (0, 3, 15, 16, 31, 40, 70, 79), (16, 32, 16, 48, 32, 48, 96, 80)
+    cached = [[draw(groups, c, width, dtype=dtype, seed=n + i) for i in range(4)] for n, c in zip(lengths, capacities, strict=True)]
+
+    def run(order: list[int]) -> list[tuple[Tensor, list[Tensor]]]:
+        memory.fill_(255)
+        held = [[t.clone() for t in cached[i]] for i in order]
+        tape.run_rows([Row([t.data_ptr() for t in h], lengths[i], h[0].shape[1], i) for i, h in zip(order, held, strict=True)])
+        assert bool((memory[len(order) :] == 255).all())
+        return [(scores[t].clone(), h) for t, h in enumerate(held)]
+
+    torch.set_num_threads(threads)
+    alone = [run([i])[0] for i in range(rows)]
+    for i, (_, held) in enumerate(alone):
+        assert torch.equal(held[0], cached[i][0]) and torch.equal(held[1], cached[i][1]) and not torch.equal(held[2], cached[i][2])
+        assert torch.equal(held[3][:, : lengths[i]], cached[i][3][:, : lengths[i]]) and not torch.equal(held[3], cached[i][3])
+    for count in range(1, rows + 1):
+        for order in (list(range(count)), list(range(rows))[: -count - 1 : -1], [(3 * i) % rows for i in range(count)]):
+            for i, (found, held) in zip(order, run(order), strict=True):
+                assert bool(found.isfinite().all()) and torch.equal(found, alone[i][0])
+                assert all(map(torch.equal, held, alone[i][1]))
+
+
+def test_rows_that_do_not_fit_are_refused() -> None:
+    memory = torch.zeros(2, 256, dtype=torch.uint8)
+    x, outside, table = memory[0, :64].view(torch.float32), torch.zeros(16), torch.ones(3, 16)
+    tape, row = Tape(memory), Row([], 0, 16)
+    tape.lookup(table, x)
+    for call in (
+        lambda: tape.lookup(table, outside),
+        lambda: tape.elementwise("neg", memory[1, :64].view(torch.float32), x),
+        lambda: tape.multiply(x, [(torch.ones(16, 16), outside)]),
+        lambda: tape.attend(0, x[None], x[None], x[None], outside[None], 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"y: a tensor of shape .* lies outside the memory"):
+            call()
+    for rows in ([], [row] * 3):
+        with pytest.raises(ValueError, match=r"rows: must be 1 \.\. 2"):
+            tape.run_rows(rows)
+    with pytest.raises(ValueError, match="length"):
+        tape.run_rows([row, Row([], 16, 16)])
+    with pytest.raises(IndexError, match="row 3 of a table of 3"):
+        tape.run_rows([row, Row([], 0, 16, 3)])
+    for bad in (torch.zeros(256, dtype=torch.uint8), torch.zeros(2, 64), memory.T):
+        with pytest.raises(ValueError, match="memory"):
+            Tape(bad)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -5,6 +5,9 @@
     y_i = x W_i^T              one row with several matrices, packed (`PackedMatrix`) or dense: x is prepared once
     y = softmax(scale q K^T) V one query a head over all keys so far, to which this token's are added first
 
+Several tokens, each of a sequence of its own, may be run at once (`Tape.run_rows`): matrices are then read once for all of them, everything else
+goes row by row, and a row's results are, to the last bit, those it has alone.
+
 Numbers are float32 in registers and rounded to the type of y, float32 or bfloat16. Time is that of reading the matrices once; an instruction on a few
 hundred elements takes some tens of nanoseconds. Results do not depend on the number of threads. There is no torch reference: what is on a tape was
 done by torch before (`dither.quant.program`), and is done so again where this extension is missing.
@@ -13,7 +16,7 @@ done by torch before (`dither.quant.program`), and is done so again where this e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,15 +37,32 @@ PANEL = 16  # keys that lie side by side
 _AXES = 4
 
 
-class Tape:
-    """Holds the tensors that its instructions name. Raises RuntimeError where the extension is missing or switched off."""
+class Row(NamedTuple):
+    """A token to run, and its sequence. ``layers``: the addresses of each layer's keys ``[G, capacity / PANEL, d, PANEL]`` and values
+    ``[G, capacity, e]``, one after the other, dense, with room for token ``length``, which is this one; ``capacity`` is a multiple of `PANEL`;
+    ``token`` is what is looked up."""
 
-    def __init__(self) -> None:
+    layers: Sequence[int]
+    length: int
+    capacity: int
+    token: int = 0
+
+
+class Tape:
+    """Holds the tensors that its instructions name. ``memory [T, bytes]`` uint8: what lies in its first row, each of up to T rows has for itself, at
+    the same place in another row of it; what lies elsewhere is one for all, and only read. Raises RuntimeError where the extension is missing or
+    switched off, ValueError for another memory."""
+
+    def __init__(self, memory: Tensor | None = None) -> None:
         native = extension()
         if native is None:
             raise RuntimeError("a tape needs the C++ extension")
-        self._native: Any = native.Tape()
-        self._held: list[Any] = []
+        if memory is not None and (memory.dim() != 2 or memory.dtype != torch.uint8 or memory.device.type != "cpu" or not memory.is_contiguous()):
+            raise ValueError(f"memory: {list(memory.shape)} {memory.dtype} must be [T, bytes] uint8, dense, on the CPU")
+        self._rows = 1 if memory is None else memory.shape[0]
+        self._own = range(0) if memory is None else range(memory.data_ptr(), memory.data_ptr() + memory.shape[1])
+        self._native: Any = native.Tape(self._own.start, len(self._own), len(self._own))
+        self._held: list[Any] = [memory]
 
     def lookup(self, weight: PackedMatrix | Tensor, y: Tensor, *, by_length: bool = False) -> None:
         """``y [I]``: a row of ``weight``, packed or ``[N, I]`` in the type of y; which one, `run` is told. Dense; ValueError for other shapes and
@@ -64,6 +84,7 @@ class Tape:
             if y.shape[:-1] != a.shape[:-1] or y.shape[-1:] != (1,):
                 raise ValueError(f"y: shape {list(y.shape)}, must be that of a with one in the last axis, {list(a.shape)}")
             y = y.expand(a.shape)
+        self._written(y)
         operands = [y, _broadcast("a", a, y), *([_broadcast("b", b, y)] if isinstance(b, Tensor) else [])]
         size, strides = _joined(operands, keep_last=function in REDUCTIONS)
         places = [(t.data_ptr(), ELEMENTS[t.dtype], *s) for t, s in zip(operands, strides, strict=True)]
@@ -92,21 +113,29 @@ class Tape:
             raise ValueError(f"k: shapes {[list(t.shape) for t in (q, k, v, y)]} are not [H, d], [G, d], [G, e], [H, e]")
         if len({t.dtype for t in (q, k, v, y)}) > 1 or max(width, value_width) > WIDEST_HEAD or y.stride(1) != 1:
             raise ValueError(f"q: types {[t.dtype for t in (q, k, v, y)]} must be one, heads at most {WIDEST_HEAD} wide, y dense in its last axis")
+        self._written(y)
         places = [(t.data_ptr(), *t.stride()) for t in (q, k, v)]
         sizes = (heads, groups, width, value_width)
         self._native.attend(layer, sizes, scale, ELEMENTS[q.dtype], *places, (y.data_ptr(), y.stride(0)))
 
     def run(self, layers: Sequence[int], length: int, capacity: int, token: int = 0) -> None:
-        """``layers``: the addresses of each layer's keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``, one after the other,
-        dense, with room for token ``length``, which is this one. ``capacity`` is a multiple of `PANEL`; ``token`` is what is looked up, and tables
-        without such a row are an IndexError. Not from two threads at once."""
-        if not 0 <= length < capacity or capacity % PANEL:
-            raise ValueError(f"length: must be 0 .. capacity - 1 and capacity a multiple of {PANEL}, not {length} and {capacity}")
-        self._native.run(layers, length, capacity, token, isa(), threads())
+        """One row: the fields of a `Row`."""
+        self.run_rows([Row(layers, length, capacity, token)])
+
+    def run_rows(self, rows: Sequence[Row]) -> None:
+        """As many rows as the memory has, or fewer, of sequences that share no keys and values. IndexError where a table has no such row; ValueError
+        for other numbers. Not from two threads at once."""
+        if not 0 < len(rows) <= self._rows:
+            raise ValueError(f"rows: must be 1 .. {self._rows}, not {len(rows)}")
+        for row in rows:
+            if not 0 <= row.length < row.capacity or row.capacity % PANEL:
+                raise ValueError(f"length: must be 0 .. capacity - 1 and capacity a multiple of {PANEL}, not {row.length} and {row.capacity}")
+        self._native.run([[row.length, row.capacity, row.token, *row.layers] for row in rows], isa(), threads())
 
     def _matrix(self, weight: PackedMatrix | Tensor, y: Tensor) -> tuple[list[int], tuple[float, float], list[int]]:
         """A matrix and its result as numbers (csrc/bindings_tape.cpp), its zero point and factor, and its shape."""
         self._hold("y", y)
+        self._written(y)
         if isinstance(weight, PackedMatrix):
             self._held.append(weight)
             scale, zero, values = weight.scale, weight.zero, weight.values
@@ -126,6 +155,10 @@ class Tape:
             if tensor.dtype not in ELEMENTS or tensor.device.type != "cpu":
                 raise ValueError(f"{name}: {tensor.dtype} on {tensor.device}, must be float32 or bfloat16 on the CPU")
             self._held.append(tensor)
+
+    def _written(self, y: Tensor) -> None:
+        if self._rows > 1 and y.numel() and y.data_ptr() not in self._own:
+            raise ValueError(f"y: a tensor of shape {list(y.shape)} lies outside the memory, where all {self._rows} rows would write to it")
 
 
 def _broadcast(name: str, x: Tensor, y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The model stepped over several sequences, so that each one's scores are, to the last bit, those it would have alone.
 
-    by program     a row a sequence through the model's recorded step (`quant.program`), on keys and values of its own. For models that have a program
+    by program     a row a sequence through the model's recorded step (`quant.program`), on keys and values of its own; rows share the reading of all
+                   weights, and nothing else. For models that have a program
     side by side   input_ids [1, n], a token a sequence, with each one's own position: layers see n rows, few-bit ones read their weights once for
                    all; attention goes row by row (`rows_cache`), float layers see a constant number of rows (`fixed_rows`)
     filled up      the same with n constant: rows without a sequence are filling. For models whose widths are no multiples of a processor's vectors,
@@ -80,7 +81,7 @@ class ByProgram(Batch[KeysValues]):
         return KeysValues(sequence.cache), logits
 
     def step(self, sequences: Sequence[KeysValues], tokens: Sequence[int]) -> list[Tensor]:
-        return [self.program.step(token, held) for token, held in zip(tokens, sequences, strict=True)]
+        return self.program.step_rows(tokens, sequences)
 
 
 class OneByOne(Batch[Stepper]):

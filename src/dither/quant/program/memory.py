@@ -1,5 +1,5 @@
 """Where the tensors of a program lie: one buffer, whose places are used again once nothing reads what is there, so that what a step touches beside
-the weights stays in the processor's caches.
+the weights stays in the processor's caches. Of several rows that are stepped at once, each has such a buffer.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ _LINE = 64  # bytes
 
 
 class Memory:
-    """``memory(x)``: the tensor that stands for a recorded one."""
+    """``memory(x, row)``: the tensor that stands for a recorded one. ``buffer [rows, bytes]``; a row that is never run takes no memory, only
+    addresses."""
 
-    def __init__(self, found: Record, instructions: Sequence[Group]) -> None:
+    def __init__(self, found: Record, instructions: Sequence[Group], rows: int = 1) -> None:
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         sizes: dict[int, int] = {}
@@ -40,16 +41,18 @@ class Memory:
                     seen(x, at)
         seen(found.logits, len(instructions))
         self.places, size = placed(first, last, sizes)
-        self.buffer = torch.zeros(size + _LINE, dtype=torch.uint8)
-        self.start = -self.buffer.data_ptr() % _LINE
+        each = (size // _LINE | 1) * _LINE  # an odd number of lines, so that rows do not meet in the same ones of the caches
+        whole = torch.zeros(rows * each + _LINE, dtype=torch.uint8)
+        start = -whole.data_ptr() % _LINE
+        self.buffer = whole[start : start + rows * each].view(rows, each)
         self.sizes = sizes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, row: int = 0) -> Tensor:
         key = storage(x)
         if key not in self.places:
             return x if x.dtype in ELEMENTS else x.float()
-        at = self.start + self.places[key]
-        own = self.buffer[at : at + self.sizes[key]].view(element(x))
+        at = self.places[key]
+        own = self.buffer[row, at : at + self.sizes[key]].view(element(x))
         return own.as_strided(x.shape, x.stride(), own.storage_offset() + x.storage_offset())
 
 

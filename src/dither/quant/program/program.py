@@ -1,4 +1,4 @@
-"""A recorded step as a program: its instructions on a `dither.kernels.tape.Tape`, with keys and values of its own.
+"""A recorded step as a program: its instructions on a `dither.kernels.tape.Tape`, with keys and values of its own, for one sequence or a few at once.
 
 Products of the same row stand together, so that its preparation serves all.
 """
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from dither.kernels import PackedMatrix
-from dither.kernels.tape import PANEL, Tape
+from dither.kernels.packed_matmul import FEW_ROWS
+from dither.kernels.tape import PANEL, Row, Tape
 from dither.quant.linear import QuantEmbedding
 from dither.quant.program.instructions import Attend, Elementwise, Instruction, Multiply, Record
 from dither.quant.program.memory import Group, Memory
@@ -66,29 +67,36 @@ class Program:
     def __init__(self, found: Record) -> None:
         self.lock = threading.Lock()
         instructions = together(found.instructions)
-        memory = Memory(found, instructions)
-        self.place = memory(found.place)
-        self.lookups: list[tuple[nn.Module, str, Tensor]] = []
-        self.scores = memory(found.logits)[0, -1]
-        self.tape = Tape()
+        memory, rows = Memory(found, instructions, FEW_ROWS), range(FEW_ROWS)
+        self.places = [memory(found.place, row) for row in rows]
+        self.lookups: list[tuple[nn.Module, str, list[Tensor]]] = []
+        self.scores = [memory(found.logits, row)[0, -1] for row in rows]
+        self.tape = Tape(memory.buffer)
         for module, name, y in found.lookups:
             if (table := rows_of(module)) is not None and (isinstance(table, PackedMatrix) or table.dtype == y.dtype):
                 self.tape.lookup(table, memory(y).view(-1), by_length=name == "place")
             else:
-                self.lookups.append((module, name, memory(y)))
+                self.lookups.append((module, name, [memory(y, row) for row in rows]))
         for group in instructions:
             write_on(self.tape, group, memory, memory)
 
     def step(self, token: int, held: KeysValues) -> Tensor:
         """The scores ``[V]`` behind one more token, float32; its keys and values join ``held``."""
-        held.make_room()
+        return self.step_rows([token], [held])[0]
+
+    def step_rows(self, tokens: Sequence[int], held: Sequence[KeysValues]) -> list[Tensor]:
+        """The same for a token each of up to `FEW_ROWS` sequences, which read the weights once: to the last bit what each gives alone."""
+        for one in held:
+            one.make_room()
         with self.lock:
-            self.place.fill_(held.length)
-            for module, name, row in self.lookups:
-                row.copy_(module(torch.tensor([[token if name == "id" else held.length]])))
-            self.tape.run(held.addresses, held.length, held.capacity, token)
-            held.length += 1
-            return self.scores.to(torch.float32, copy=True)
+            for row, (token, one) in enumerate(zip(tokens, held, strict=True)):
+                self.places[row].fill_(one.length)
+                for module, name, to in self.lookups:
+                    to[row].copy_(module(torch.tensor([[token if name == "id" else one.length]])))
+            self.tape.run_rows([Row(one.addresses, one.length, one.capacity, token) for token, one in zip(tokens, held, strict=True)])
+            for one in held:
+                one.length += 1
+            return [scores.to(torch.float32, copy=True) for scores in self.scores[: len(held)]]
 
 
 def rows_of(module: nn.Module) -> PackedMatrix | Tensor | None:

@@ -76,10 +76,10 @@ int64_t row_bytes(const Product& p) {
     return p.packed ? packed_stride(p.codes.columns, p.codes.bits) : p.dense.columns * static_cast<int64_t>(bytes_of(p.dense.type));
 }
 
-// So many that a piece takes about a microsecond.
-int64_t piece_rows(const Product& p, const Team& team) {
+// So many that a piece takes about a microsecond a token, and stays in the first cache from one token to the next.
+int64_t piece_rows(const Product& p, int64_t tokens, const Team& team) {
     constexpr int64_t bytes = 1 << 14;
-    return team.threads == 1 ? std::max<int64_t>(rows_of(p), 1) : std::max<int64_t>(bytes / std::max<int64_t>(row_bytes(p), 1) / 4 * 4, 4);
+    return team.threads == 1 && tokens == 1 ? std::max<int64_t>(rows_of(p), 1) : std::max<int64_t>(bytes / std::max<int64_t>(row_bytes(p), 1) / 4 * 4, 4);
 }
 
 // The rows of `of` that are `team`'s, as they will be read.
@@ -109,7 +109,7 @@ void share(const Product* of, const Product* end, int64_t tokens, float* y, Clai
             more = false;
             float* to = y;
             for (const Product* one = of; one != end; to += tokens * rows_of(*one), ++one) {
-                const int64_t rows = rows_of(*one), first = owner.first(rows), last = owner.last(rows), step = piece_rows(*one, team);
+                const int64_t rows = rows_of(*one), first = owner.first(rows), last = owner.last(rows), step = piece_rows(*one, tokens, team);
                 const int64_t pieces = (last - first + step - 1) / step;
                 if (piece >= pieces) {
                     piece -= pieces;
@@ -120,21 +120,6 @@ void share(const Product* of, const Product* end, int64_t tokens, float* y, Clai
                 break;
             }
         }
-    }
-}
-
-// Rows first .. last of a packed matrix on all tokens. Four tokens share what is decoded; where there is a kernel for one, it is the faster one for fewer.
-void packed_rows(PackedMatmul p, int64_t first, int64_t last, const PackedKernel& kernel, PackedRow one_token, std::size_t ready_each, float* scales) {
-    const int64_t tokens = p.tokens;
-    p.tokens = one_token ? tokens / 4 * 4 : tokens;
-    if (p.tokens) kernel.rows(p, first, last, scales);
-    for (int64_t t = p.tokens; t < tokens; ++t) {
-        PackedMatmul q = p;
-        q.tokens = 1;
-        q.sums += t * p.groups;
-        q.ready = static_cast<const char*>(p.ready) + t * ready_each;
-        q.y += t * p.rows;
-        one_token(q, first, last);
     }
 }
 
@@ -151,14 +136,14 @@ void multiply(const Products& p, const Run& run, const TapeKernel& kernel, const
         // thread 0 may prepare: the others are done with what was before, as they waited below
         for (int t = 0; team.thread == 0 && t < team.threads; ++t) room.claims[t].pieces.store(0, std::memory_order_relaxed);
         PackedKernel packed{};
-        PackedRow one_token = nullptr;
-        std::size_t ready_each = 0;
+        PackedRow short_rows = nullptr;
+        std::size_t ready_each = 0;  // kernels want tokens one behind another
         float* const sums = reinterpret_cast<float*>(room.sums.get());
         if (head.packed) {
             PackedMatmul like = head.codes;
             packed = packed_kernel(like, isa);
 #ifdef DITHER_X86
-            if (isa == Isa::avx512 && has_avx512_bf16()) one_token = packed_row_avx512bf16(like);
+            if (isa == Isa::avx512 && has_avx512_bf16()) short_rows = packed_row_avx512bf16(like);
 #endif
             if (packed.ready_bytes) ready_each = packed.ready_bytes(like);
             for (int64_t t = 0; t < run.count; ++t) {
@@ -174,9 +159,10 @@ void multiply(const Products& p, const Run& run, const TapeKernel& kernel, const
             if (one.packed) {
                 PackedMatmul q = one.codes;
                 q.tokens = run.count, q.x = x, q.sums = sums, q.ready = room.ready.get(), q.y = to;
-                packed_rows(q, first, last, packed, one_token, ready_each, scales);
+                if (short_rows) short_rows(q, first, last);
+                else packed.rows(q, first, last, scales);
             } else {
-                for (int64_t t = 0; t < run.count; ++t) kernel.dense(one.dense, x + t * p.columns, first, last, to + t * rows);
+                kernel.dense(one.dense, x, run.count, first, last, to);
             }
             for (int64_t t = 0; t < run.count; ++t)
                 kernel.narrow(to + t * rows + first, one.y_type, last - first, static_cast<char*>(run.own.of(one.y, t)) + bytes_of(one.y_type) * first);

@@ -112,7 +112,7 @@ struct OwnMemory {
 
 struct TapeKernel {
     void (*elementwise)(const Elementwise&);
-    void (*dense)(const Dense&, const float* x, int64_t first, int64_t last, float* y);  // x [columns, filled up to 16]
+    void (*dense)(const Dense&, const float* x, int64_t tokens, int64_t first, int64_t last, float* y);  // x [tokens, columns], y [tokens, rows]
     void (*widen)(const void* from, Element type, int64_t count, float* to);
     void (*narrow)(const float* from, Element type, int64_t count, void* to);
     // up to `heads_at_once` heads of one group; `logits`: [heads_at_once, stride] of the thread's own, stride a multiple of `key_panel`

@@ -156,39 +156,60 @@ inline void narrow(const float* from, Element type, int64_t count, void* to) {
     }
 }
 
-// R rows of a dense matrix on x
-template <class T, int R>
-void dense_rows(const T* weight, int64_t columns, const float* x, float* y) {
-    F32 sum[R][2];
-    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = F32::set1(0);
+// R rows of a dense matrix on N tokens, x [N, columns]; y is that of the first row and token
+template <class T, int R, int N>
+void dense_rows(const T* weight, int64_t columns, const float* x, float* y, int64_t y_next) {
+    F32 sum[R][N][2];
+    for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) sum[r][n][0] = sum[r][n][1] = F32::set1(0);
     int64_t i = 0;
     for (; i + 2 * L <= columns; i += 2 * L)
+#pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
-            const F32 in = F32::load(x + i + h * L);
-            for (int r = 0; r < R; ++r) sum[r][h] = F32::fmadd(load(weight + r * columns + i + h * L), in, sum[r][h]);
+            F32 in[N];
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) in[n] = F32::load(x + n * columns + i + h * L);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const F32 w = load(weight + r * columns + i + h * L);
+#pragma GCC unroll 4
+                for (int n = 0; n < N; ++n) sum[r][n][h] = F32::fmadd(w, in[n], sum[r][n][h]);
+            }
         }
     for (; i < columns; i += L) {
         const int64_t left = columns - i < L ? columns - i : L;
-        const F32 in = load_first(x + i, left, 0.0f);
-        for (int r = 0; r < R; ++r) {
-            const T* const w = weight + r * columns + i;
-            sum[r][0] = F32::fmadd(left == L ? load(w) : load_first(w, left, 0.0f), in, sum[r][0]);
+        for (int n = 0; n < N; ++n) {
+            const F32 in = load_first(x + n * columns + i, left, 0.0f);
+            for (int r = 0; r < R; ++r) {
+                const T* const w = weight + r * columns + i;
+                sum[r][n][0] = F32::fmadd(left == L ? load(w) : load_first(w, left, 0.0f), in, sum[r][n][0]);
+            }
         }
     }
-    for (int r = 0; r < R; ++r) y[r] = sum_of(sum[r][0] + sum[r][1]);
+    for (int n = 0; n < N; ++n)
+        for (int r = 0; r < R; ++r) y[n * y_next + r] = sum_of(sum[r][n][0] + sum[r][n][1]);
+}
+
+// N tokens, as many rows of the matrix as registers hold sums for
+template <class T, int N>
+void dense_tokens(const dither::Dense& d, const float* x, int64_t first, int64_t last, float* y) {
+    constexpr int R = N == 4 ? 2 : 4;
+    const T* const weight = static_cast<const T*>(d.weight);
+    int64_t o = first;
+    for (; o + R <= last; o += R) dense_rows<T, R, N>(weight + o * d.columns, d.columns, x, y + o, d.rows);
+    for (; o < last; ++o) dense_rows<T, 1, N>(weight + o * d.columns, d.columns, x, y + o, d.rows);
 }
 
 template <class T>
-void dense_of(const dither::Dense& d, const float* x, int64_t first, int64_t last, float* y) {
-    const T* const weight = static_cast<const T*>(d.weight);
-    int64_t o = first;
-    for (; o + 4 <= last; o += 4) dense_rows<T, 4>(weight + o * d.columns, d.columns, x, y + o);
-    for (; o < last; ++o) dense_rows<T, 1>(weight + o * d.columns, d.columns, x, y + o);
+void dense_of(const dither::Dense& d, const float* x, int64_t tokens, int64_t first, int64_t last, float* y) {
+    for (; tokens >= 4; tokens -= 4, x += 4 * d.columns, y += 4 * d.rows) dense_tokens<T, 4>(d, x, first, last, y);
+    for (; tokens >= 2; tokens -= 2, x += 2 * d.columns, y += 2 * d.rows) dense_tokens<T, 2>(d, x, first, last, y);
+    if (tokens) dense_tokens<T, 1>(d, x, first, last, y);
 }
 
-inline void dense(const dither::Dense& d, const float* x, int64_t first, int64_t last, float* y) {
-    if (d.type == Element::float32) dense_of<float>(d, x, first, last, y);
-    else dense_of<BFloat16>(d, x, first, last, y);
+inline void dense(const dither::Dense& d, const float* x, int64_t tokens, int64_t first, int64_t last, float* y) {
+    if (d.type == Element::float32) dense_of<float>(d, x, tokens, first, last, y);
+    else dense_of<BFloat16>(d, x, tokens, first, last, y);
 }
 
 constexpr int64_t most_width = 512;  // of a head; checked in Python

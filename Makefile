@@ -2,7 +2,7 @@
 #   make demo      a real language model to four bits, and what it cost
 #   make test      lint and tests          make lint     ruff and mypy only
 #   make test-slow the tests of whole runs on the embedded model, one at a time
-#   make bench     kernel timings          make sanitize kernel tests under ASan and UBSan
+#   make bench     kernel timings          make sanitize tests of kernels and of damaged files under ASan and UBSan
 #   make env       the environment alone   make clean    removes it and what was built
 
 SHELL := bash
@@ -62,6 +62,8 @@ $(VENV)/.extension: $(VENV)/.requirements $(EXTENSION)
 
 # A second environment on top of the first, whose dither is a copy with instrumented kernels.
 SANITIZE := build/sanitize
+DAMAGED := $(addprefix tests/,quant/test_damaged_tensors.py quant/test_damaged.py quant/test_cpu_products.py models/test_safetensors_file.py \
+	models/test_gguf_file.py)
 sanitize: env
 	@rm -rf $(SANITIZE)
 	@$(BIN)/python -m venv --without-pip $(SANITIZE)/venv
@@ -70,8 +72,10 @@ sanitize: env
 	  > "$$($(SANITIZE)/venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
 	@PATH="$(abspath $(BIN)):$$PATH" $(SANITIZE)/venv/bin/python -m pip $(PIP_FLAGS) install --no-deps --no-build-isolation \
 	  --ignore-installed -C cmake.define.DITHER_SANITIZE=ON -C build-dir=$(SANITIZE)/cmake .
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  UBSAN_OPTIONS=print_stacktrace=1 $(SANITIZE)/venv/bin/python -m pytest -q -p no:cacheprovider tests/kernels
+	@# sizes that no memory holds are refused as everywhere, not reported; captured by Python alone, so that a report is seen when the process ends
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 DITHER_MUTATIONS=2000 \
+	  $(SANITIZE)/venv/bin/python -m pytest -q -p no:cacheprovider --capture=sys tests/kernels $(DAMAGED)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

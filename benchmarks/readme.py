@@ -4,6 +4,7 @@
     python benchmarks/readme.py --claims                 docs/claims.md, from the stored records of claims
     python benchmarks/readme.py --special                the tables and plots of docs/special.md, from benchmarks/records/
     python benchmarks/readme.py --speed                  the tables of docs/speed.md and the short one of README.md, likewise
+    python benchmarks/readme.py --exports                the table in docs/exports.md, from the record of benchmarks/export_perplexity.py
     python benchmarks/readme.py --check                  exit code 1 if README.md or docs/ are not what the records give
 
 The comparison's record is kept as docs/record.json, without its layers, so that --check can make the table and the plot again anywhere.
@@ -22,6 +23,7 @@ from typing import Any
 from dither import claims, report
 from dither.claims.claim import RECORDS
 from dither.report import CompareRecord, numbers, speed
+from dither.report.exports import export_tables
 from dither.report.log_bessel import log_bessel_gpu_tables, log_bessel_svg, log_bessel_tables, von_mises_fisher_tables
 from dither.report.softmax import softmax_svg, softmax_tables
 
@@ -119,13 +121,15 @@ SPEED: dict[str, Callable[[Any], str]] = {
     "kv_memory": speed.kv_memory,
     "quantize_peer": speed.quantize_peer,
 }
-# of docs/special.md, by record: what stands between its marks, and its plot (None where the record has not what it shows)
-SPECIAL: dict[str, tuple[Callable[[Any], str], Callable[[Any], str | None] | None]] = {
+# of a page, by record: what stands between its marks, and its plot (None where the record has not what it shows)
+Parts = dict[str, tuple[Callable[[Any], str], Callable[[Any], str | None] | None]]
+SPECIAL: Parts = {
     "softmax": (softmax_tables, lambda record: softmax_svg(record) if "float32" in record else None),
     "log_bessel": (log_bessel_tables, log_bessel_svg),
     "log_bessel_gpu": (log_bessel_gpu_tables, None),
     "von_mises_fisher": (von_mises_fisher_tables, None),
 }
+EXPORTS: Parts = {"export_perplexity": (export_tables, None)}
 
 
 def speed_page(root: Path) -> dict[Path, str]:
@@ -144,9 +148,18 @@ def speed_page(root: Path) -> dict[Path, str]:
 
 def special_page(root: Path) -> dict[Path, str]:
     """docs/special.md with the tables of the benchmarks of numerics that have a record, and their plots."""
+    return _page(root, "special.md", SPECIAL)
+
+
+def exports_page(root: Path) -> dict[Path, str]:
+    """docs/exports.md with the perplexity of exports in other programs, where it was measured."""
+    return _page(root, "exports.md", EXPORTS)
+
+
+def _page(root: Path, page_name: str, parts: Parts) -> dict[Path, str]:
     found: dict[Path, str] = {}
-    page = root / "docs" / "special.md"
-    for name, (tables, drawing) in SPECIAL.items():
+    page = root / "docs" / page_name
+    for name, (tables, drawing) in parts.items():
         stored = root / "benchmarks" / "records" / f"{name}.json"
         if not (page.is_file() and stored.is_file()):
             continue
@@ -161,7 +174,7 @@ def special_page(root: Path) -> dict[Path, str]:
 
 def expected(root: Path, records: Path = RECORDS) -> dict[Path, str]:
     """The files that the stored records give, by path. Where there are no records, nothing is expected."""
-    found: dict[Path, str] = special_page(root) | speed_page(root)
+    found: dict[Path, str] = special_page(root) | exports_page(root) | speed_page(root)
     stored = root / "docs" / "record.json"
     if stored.is_file():
         record = report.read_json(stored)
@@ -196,6 +209,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
     parser.add_argument("--claims", action="store_true", help="write docs/claims.md from the stored claim records")
     parser.add_argument("--special", action="store_true", help="write the tables and plots of docs/special.md from benchmarks/records/")
     parser.add_argument("--speed", action="store_true", help="write the tables of docs/speed.md from benchmarks/records/")
+    parser.add_argument("--exports", action="store_true", help="write the table of docs/exports.md from benchmarks/records/")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not what the records give")
     given = parser.parse_args(arguments)
     if given.check:
@@ -203,8 +217,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
         for path in wrong:
             print(f"{path.relative_to(root)}: is not what the records give; run python benchmarks/readme.py", file=sys.stderr)
         return 1 if wrong else 0
-    if given.record is None and not (given.claims or given.special or given.speed):
-        parser.error("give compare.json, --claims, --special, --speed or --check")
+    if given.record is None and not (given.claims or given.special or given.speed or given.exports):
+        parser.error("give compare.json, --claims, --special, --speed, --exports or --check")
     if given.record is not None:
         record = report.read_json(given.record)
         if not isinstance(record, CompareRecord):
@@ -212,8 +226,10 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
         report.to_json(without_layers(record), root / "docs" / "record.json")
     wanted = expected(root, records)
     readme, page, special = root / "README.md", root / "docs" / "claims.md", special_page(root).keys()
+    exports = exports_page(root).keys()
     chosen: set[Path] = {page} if given.claims else set()
     chosen |= special if given.special else set()
+    chosen |= exports if given.exports else set()
     chosen |= {*speed_page(root), readme} if given.speed else set()
     chosen |= {readme, root / "docs" / "plot.svg"} if given.record is not None else set()
     for path, text in wanted.items():
@@ -224,6 +240,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT, records: Path = 
         parser.error("no claim was measured yet; run dither claims run NAME")
     if given.special and not special:
         parser.error("nothing was measured yet; run python benchmarks/softmax.py or log_bessel.py")
+    if given.exports and not exports:
+        parser.error("nothing was measured yet; run python benchmarks/export_perplexity.py")
     return 0
 
 

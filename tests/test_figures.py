@@ -167,6 +167,34 @@ def test_the_records_of_log_bessel_become_tables_and_a_plot(root: Path, capsys: 
     assert drawing.startswith("<svg") and "#14326e" in drawing  # the darkest cell
 
 
+def test_the_record_of_exports_becomes_a_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(root, "--exports")
+    page = root / "docs" / "exports.md"
+    page.write_text("# made up\n\n<!-- export_perplexity:begin -->\nstale words\n<!-- export_perplexity:end -->\n")
+    folder = root / "benchmarks" / "records"
+    folder.mkdir(parents=True)
+    exports = [
+        {"format": "gguf", "bytes": 174_000_000, "reader": "llama.cpp", "perplexity": 20.5, "relative_difference": 0.025, "mean_nats_apart": 5e-2},
+        {"format": "onnx", "bytes": 1000, "reader": "onnxruntime", "perplexity": 20.0, "relative_difference": -3e-8, "mean_nats_apart": 4e-6},
+        {"format": "awq", "bytes": 1000, "reader": "transformers", "not_run": "ImportError: needs a package"},
+        {"format": "gptq", "not_run": "gptq cannot hold it"},
+    ]
+    rounded = {"perplexities": [20.75, 20.25], "mean_nats_apart": 5e-2, "mean_nats_between_runs": 6e-2}
+    about = {"model": "made-up", "method": "rtn", "text": "a text", "windows": 4, "length": 512, "float_perplexity": 18.0, "date": "2026-11-28T00:00"}
+    machine = {"cpu": "Example CPU", "threads": 1, "versions": {"xllamacpp": "1"}}
+    checkpoint = {"perplexity": 20.0, "rounded_inputs": rounded, "exports": exports}
+    (folder / "export_perplexity.json").write_text(json.dumps(about | {"machine": machine, "checkpoints": {"4 bits": checkpoint}}))
+    assert call(root, "--check") == 1
+    assert call(root, "--exports") == 0 and call(root, "--check") == 0
+    text = page.read_text()
+    assert "| | gguf | 174 MB | llama.cpp | 20.5000 | +2.50 % | 5.0e-02 |" in text and "| -3e-06 % | 4.0e-06 |" in text
+    assert "20.2500 .. 20.7500 | +1.25 % .. +3.75 % | 5.0e-02; 6.0e-02 between runs |" in text and "stale words" not in text
+    assert "- 4 bits, awq in transformers: `ImportError: needs a package`" in text and "- 4 bits, gptq: `gptq cannot hold it`" in text
+    page.write_text(text.replace("20.5000", "20.0000"))
+    assert call(root, "--check") == 1
+
+
 def test_marks_must_be_there_once() -> None:
     with pytest.raises(ValueError, match="once"):
         readme.with_section("nothing", "text")

@@ -163,6 +163,27 @@ def test_damage_is_an_error_or_harmless(name: str, originals: dict[str, Path], t
     assert 0 < sum(one == "runs" for one in found) < len(found)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_kernels_never_see_odd_addresses(name: str, originals: dict[str, Path], tmp_path: Path) -> None:
+    """Our files place each tensor at a multiple of its numbers' size; another file, of the same tensors, is copied to where kernels may read."""
+    folder = tmp_path / "odd"
+    shutil.copytree(originals[name], folder)
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    sizes = {"F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "U16": 2, "U8": 1, "I8": 1}
+    assert size % 8 == 0 and all(v["data_offsets"][0] % sizes[v["dtype"]] == 0 for k, v in header.items() if k != "__metadata__")
+    odd = json.dumps(header).encode()
+    odd += b" " * (1 + -len(odd) % 8)
+    path.write_bytes(struct.pack("<Q", len(odd)) + odd + raw[8 + size :])
+    model, _ = open_model(str(folder))
+    assert not [key for key, value in model.state_dict().items() if value.data_ptr() % value.element_size()]
+    expected = open_model(str(originals[name]))[0]
+    with torch.no_grad():
+        assert torch.equal(model(torch.arange(12)[None]).logits, expected(torch.arange(12)[None]).logits)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_much_damage(name: str, originals: dict[str, Path], tmp_path: Path) -> None:

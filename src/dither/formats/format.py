@@ -27,6 +27,11 @@ class Format(ABC):
 
     bits: int
 
+    @property
+    def highest_code(self) -> int:
+        """The largest code that names a number: below ``2 ** bits - 1`` where a stored code has room for more than there are."""
+        return (1 << self.bits) - 1
+
     @abstractmethod
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest value of each block, ``(...)``, widened to what the format's grid must contain."""

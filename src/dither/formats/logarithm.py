@@ -70,6 +70,10 @@ class Log(Format):
         """n: how many powers there are; also the code of 0."""
         return (1 << self.exponent) - (self.zero == "last")
 
+    @property
+    def highest_code(self) -> int:
+        return self.levels
+
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.shape[-1] == 0:
             empty = x.new_zeros(x.shape[:-1])

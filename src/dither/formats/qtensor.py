@@ -86,7 +86,7 @@ class QTensor:
         if extra:
             raise CheckpointError(f"{sorted(extra)[0]}: does not belong to a quantized tensor of scheme {scheme}")
         scheme.check_stored(stored, (rows, columns))
-        return cls(dict(stored), scheme, (rows, columns))
+        return cls({key: aligned(value) for key, value in stored.items()}, scheme, (rows, columns))
 
     @property
     def grid(self) -> Scheme:
@@ -149,9 +149,17 @@ class QTensor:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads((file.metadata() or {})["qtensor"])
                 stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls.from_tensors(stored, scheme_from_json(about["scheme"]), tuple(about["shape"]))
+            shape = about["shape"]
+            if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
+                raise ValueError(f"shape: {str(shape)[:60]} is that of no matrix")
+            return cls.from_tensors(stored, scheme_from_json(about["scheme"]), tuple(shape))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: holds no readable quantized tensor ({error})") from None
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor in memory that starts at a multiple of its numbers' size, as kernels read it. A file may place it anywhere; loaders map files."""
+    return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
 
 def _store(key: str, value: Tensor, scheme: Scheme) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dither import kernels
+from dither.errors import CheckpointError
 from dither.formats.blocks import Blocks, Piece, group
 from dither.formats.clip import Clip, clip_search
 from dither.formats.floating import Float
@@ -147,6 +148,14 @@ class Scheme(WeightScheme):
         if self.tensor_scale:
             found["global_scale"] = ((), torch.float32)
         return found
+
+    def check_stored(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
+        super().check_stored(stored, shape)
+        highest, bits = self.format.highest_code, self.format.bits
+        if highest < (1 << bits) - 1 and shape[0] * shape[1]:
+            found = int(unpack_rows(stored["codes"], bits, shape[1]).max())
+            if found > highest:
+                raise CheckpointError(f"codes: hold {found}, but the codes of {self.format} are 0 to {highest}")
 
     def unpack_params(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> Params:
         """Grid-shaped parameters, float32, of stored tensors."""

@@ -18,6 +18,7 @@ from torch import nn
 from dither import models
 from dither.errors import CheckpointError, DitherError, ModelError
 from dither.formats import QTensor, scheme_from_json
+from dither.formats.qtensor import aligned
 from dither.models.checkpoint import folder_tokenizer
 from dither.models.safetensors_file import read_folder
 from dither.models.source import NoTokenizer, tied_names
@@ -142,6 +143,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
+def align(model: nn.Module) -> None:
+    """Moves what a loader left at addresses that are no multiples of a number's size; in place, so what is shared stays shared."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % tensor.element_size():
+            tensor.data = aligned(tensor.data)
+
+
 def check_modules(model: nn.Module) -> None:
     """Raises CheckpointError, by name, where a few-bit module holds what its scheme cannot mean."""
     for name, module in model.named_modules():
@@ -190,6 +198,7 @@ def _fill(model: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.Modul
             )
     fill(model, tensors)
     tie(model, aliases)
+    align(model)
     check_modules(model)
     return model.eval()
 

@@ -15,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dither.quant.assemble import install
 from dither.quant.attention_inputs import put_operands
-from dither.quant.checkpoint import METHOD, VERSION, check_modules, replaced_of
+from dither.quant.checkpoint import METHOD, VERSION, align, check_modules, replaced_of
 from dither.quant.inputs import InputRounding
 from dither.quant.linear import QuantWeight, share
 from dither.quant.surroundings import Surroundings, put_turns, surround
@@ -57,6 +57,7 @@ class Quantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, QuantWeight | InputRounding):
                 module.restore_types()
+        align(model)
         check_modules(model)
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:

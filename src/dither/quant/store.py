@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dither.errors import CheckpointError, DitherError, UsageError
+from dither.models.safetensors_file import DTYPES
 from dither.quant.outcome import REPORT
 from dither.quant.unit import Unit
 
@@ -241,6 +242,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _write_shard(path: Path, plan: list[tuple[str, dict[str, Any], Path, int]]) -> None:
+    """The widest numbers first: each tensor then starts at a multiple of its numbers' size, and a loader that maps the file need not copy it."""
+    plan = sorted(plan, key=lambda one: -DTYPES[one[1]["dtype"]].itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, entry, _, _ in plan:

@@ -8,7 +8,7 @@ from typing import Any
 from dither.report import numbers
 
 Record = Mapping[str, Any]
-HEAD = "| weights | format | weights on disk | program | perplexity | against dither | a token apart |\n|---|---|--:|---|--:|--:|--:|"
+HEAD = "| weights | format | bytes of the weights | program | perplexity | against dither | a token apart |\n|---|---|--:|---|--:|--:|--:|"
 
 
 def export_tables(record: Record) -> str:
@@ -36,7 +36,8 @@ def _relative(value: float) -> str:
 
 
 def _spread(rounded: Record, own: float) -> str:
-    """dither with inputs rounded as GGUF's own program does: the range of several runs; how far a token lies from dither's, and between two of them."""
+    """dither with inputs rounded as GGUF's own program does: the range of several runs, how far a token lies from dither's and
+    between two of them."""
     found = sorted(rounded["perplexities"])
     relative = f"{_relative(found[0] / own - 1)} .. {_relative(found[-1] / own - 1)}"
     apart = f"{rounded['mean_nats_apart']:.1e}; {rounded['mean_nats_between_runs']:.1e} between runs"

@@ -19,7 +19,7 @@ def export_tables(record: Record) -> str:
         for export in checkpoint["exports"]:
             where = f"{export['format']}{' in ' + export['reader'] if 'reader' in export else ''}"
             if "not_run" in export:
-                silent.append(f"- {name}, {where}: `{export['not_run']}`")
+                silent.append(f"- {name}, {where}: `{export['not_run'].replace('`', chr(39))}`")
             else:
                 rows.append(f"| | {export['format']} | {numbers.size(export['bytes'])} | {export['reader']} | {_figures(export)} |")
         rows.append(_spread(checkpoint["rounded_inputs"], checkpoint["perplexity"]))

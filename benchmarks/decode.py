@@ -11,6 +11,7 @@ alone, measured apart, is taken off. Weights:
 
     dither             rtn, 4 bits, groups of 64; embedding and head (one matrix) in the model's type
     dither head 8      the same, with 8 bits in groups of 64 for embedding and head
+    dither w4a8, head 8    the same, with inputs of layers, but not of the head, rounded to 8 bits, one scale and zero point a token
     dither q4_0        the grids of the Q4_0 file: 4 bits in groups of 32, symmetric; embedding and head in 8 bits, groups of 32
     llama.cpp q4_0     the same checkpoint, exported (embedding and head become Q8_0)
     llama.cpp q4_1     the package's own file
@@ -46,6 +47,7 @@ PROMPT, TOKENS, ROUNDS = 32, 128, 5
 GRIDS = {
     "w4": ("--group", "64"),
     "w4-head8": ("--group", "64", "--layer", "model.embed_tokens=8:64"),
+    "w4a8-head8": ("--group", "64", "--act-bits", "8", "--layer", "model.embed_tokens=8:64"),
     "q4_0": ("--group", "32", "--sym", "extremum", "--layer", "model.embed_tokens=8:32"),
 }
 BUILD = """
@@ -84,6 +86,7 @@ def arms(folder: Path, threads: int) -> list[Arm]:
         Arm("dither", "dither", str(folder / "w4"), "bfloat16", threads),
         Arm("dither head 8", "dither", str(folder / "w4-head8"), "bfloat16", threads),
         Arm("dither head 8, float32", "dither", str(folder / "w4-head8"), "float32", threads),
+        Arm("dither w4a8, head 8", "dither", str(folder / "w4a8-head8"), "bfloat16", threads),
         Arm("dither q4_0", "dither", str(folder / "q4_0"), "bfloat16", threads),
         Arm("torch bfloat16", "torch", "smollm2", "bfloat16", threads),
         Arm("torch float32", "torch", "smollm2", "float32", threads),

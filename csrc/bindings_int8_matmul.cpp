@@ -32,7 +32,7 @@ bool bound_int8_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits
     p.highest = highest;
     p.input_middle = input_middle;
     p.step_type = scale_types[step_type];
-    p.y = reinterpret_cast<float*>(y);
+    p.out = reinterpret_cast<void*>(y);
     p.way = static_cast<Int8Way>(way);
     const Isa chosen = parse_isa(isa);
     nb::gil_scoped_release release;

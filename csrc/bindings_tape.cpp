@@ -29,9 +29,12 @@ void elementwise(Tape& tape, int function, std::array<int64_t, 4> size, std::arr
     tape.add(Elementwise{static_cast<Function>(function), constant, value, {size[0], size[1], size[2], size[3]}, place(y), place(a), place(b)});
 }
 
-// A matrix as numbers: rows, y, y's type, weight; dense: its type; packed: bits, group, scale, type of scale, zero, values; and, as floats, the middle of codes without zeros and the scale of
-// the tensor
-PackedWeights packed_weights(const Numbers& m, int64_t columns, const std::array<float, 2>& floats) {
+// A matrix as numbers: rows, y, y's type, weight; dense: its type; packed: bits, group, scale, type of scale, zero, values; for inputs that are rounded, then
+// the grid and the type of its steps, and no values. And as floats: the middle of codes without zeros, the scale of the tensor; for such inputs the
+// divisor, lowest, highest and middle of their codes.
+using Floats = std::array<float, 6>;
+
+PackedWeights packed_weights(const Numbers& m, int64_t columns, const Floats& floats) {
     PackedWeights w{};
     w.rows = m[0], w.columns = columns;
     w.packed = static_cast<const uint8_t*>(at(m[3]));
@@ -47,14 +50,29 @@ PackedWeights packed_weights(const Numbers& m, int64_t columns, const std::array
     return w;
 }
 
-bool is_packed(const Numbers& m) { return m.size() > 5; }
+Product::Kind kind_of(const Numbers& m) { return m.size() < 6 ? Product::plain : m.size() < 11 ? Product::packed : Product::rounded; }
 
 Dense dense(const Numbers& m, int64_t columns) { return {m[0], columns, static_cast<Element>(m[4]), at(m[3])}; }
 
-void lookup(Tape& tape, bool by_length, int64_t columns, const Numbers& m, const std::array<float, 2>& floats) {
+// The numbers of the grid are those of the enumerations and of `scale_types`.
+Int8Matmul integers(const Numbers& m, int64_t columns, const Floats& floats) {
+    const PackedWeights w = packed_weights(m, columns, floats);
+    Int8Matmul p{};
+    p.rows = w.rows, p.columns = w.columns, p.group = w.group, p.groups = w.groups, p.bits = w.bits;
+    p.packed = w.packed, p.scale = w.scale, p.scale_type = w.scale_type, p.zero = w.zero;
+    p.middle = static_cast<int32_t>(floats[0]);
+    p.tokens = 1;
+    p.grid = static_cast<TokenGrid>(m[10]);
+    p.step_type = scale_types[m[11]];
+    p.divisor = floats[2], p.lowest = floats[3], p.highest = floats[4];
+    p.input_middle = static_cast<int32_t>(floats[5]);
+    return p;
+}
+
+void lookup(Tape& tape, bool by_length, int64_t columns, const Numbers& m, const Floats& floats) {
     Lookup p{};
     p.by_length = by_length;
-    p.packed = is_packed(m);
+    p.packed = kind_of(m) == Product::packed;
     if (p.packed) p.codes = packed_weights(m, columns, floats);
     else p.dense = dense(m, columns);
     p.y = at(m[1]);
@@ -62,18 +80,22 @@ void lookup(Tape& tape, bool by_length, int64_t columns, const Numbers& m, const
     tape.add(p);
 }
 
-void multiply(Tape& tape, int64_t x, int x_type, int64_t columns, const std::vector<Numbers>& matrices, const std::vector<std::array<float, 2>>& floats) {
+void multiply(Tape& tape, int64_t x, int x_type, int64_t columns, const std::vector<Numbers>& matrices, const std::vector<Floats>& floats) {
     Products p{at(x), static_cast<Element>(x_type), columns, {}};
     for (std::size_t i = 0; i < matrices.size(); ++i) {
         const Numbers& m = matrices[i];
         Product one{};
         one.y = at(m[1]);
         one.y_type = static_cast<Element>(m[2]);
-        one.packed = is_packed(m);
-        if (one.packed) {
+        one.kind = kind_of(m);
+        if (one.kind == Product::packed) {
             static_cast<PackedWeights&>(one.codes) = packed_weights(m, columns, floats[i]);
             one.codes.tokens = 1;
             one.codes.exact = p.x_type == Element::float32;
+        } else if (one.kind == Product::rounded) {
+            one.integers = integers(m, columns, floats[i]);
+            one.integers.x = p.x;
+            one.integers.bfloat16 = p.x_type == Element::bfloat16;
         } else {
             one.dense = dense(m, columns);
         }
@@ -90,7 +112,7 @@ void attend(Tape& tape, int64_t layer, std::array<int64_t, 4> sizes, float scale
 }
 
 // a row: length, capacity, token, then the addresses of each layer's keys and values
-void run(Tape& tape, const std::vector<Numbers>& rows, const std::string& isa, int threads) {
+bool run(Tape& tape, const std::vector<Numbers>& rows, const std::string& isa, int threads) {
     std::vector<std::vector<Attended>> held(rows.size());
     std::vector<Row> taken;
     for (std::size_t t = 0; t < rows.size(); ++t) {
@@ -100,7 +122,7 @@ void run(Tape& tape, const std::vector<Numbers>& rows, const std::string& isa, i
     }
     const Isa chosen = parse_isa(isa.c_str());
     nb::gil_scoped_release release;
-    tape.run(taken.data(), static_cast<int64_t>(taken.size()), chosen, threads);
+    return tape.run(taken.data(), static_cast<int64_t>(taken.size()), chosen, threads);
 }
 
 }  // namespace

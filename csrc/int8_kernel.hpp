@@ -13,9 +13,9 @@
 namespace {
 
 template <class K, class Tiles = NoTiles>
-dither::Int8Kernel int8_kernel() {
+dither::Int8Kernel int8_kernel(dither::Int8Row (*row)(const dither::Int8Matmul&) = nullptr) {
     constexpr int L = K::Int::lanes;
-    return {L, K::vectors * L, Tiles::depth, round_token<typename K::Float>, few_bytes<typename K::Int>, few<K>, many_bytes<K>, many<K, Tiles>};
+    return {L, K::vectors * L, Tiles::depth, row, round_token<typename K::Float>, few_bytes<typename K::Int>, few<K>, many_bytes<K>, many<K, Tiles>};
 }
 
 }  // namespace

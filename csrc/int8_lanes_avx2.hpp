@@ -20,6 +20,10 @@ struct Int {
     friend Int operator-(Int a, Int b) { return {_mm256_sub_epi32(a.v, b.v)}; }
     friend Int operator*(Int a, Int b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
 
+    // numbers of 16 bits in pairs: of the low halves of two, and sum + low low + high high, exactly
+    static Int pair(Int low, Int high) { return {_mm256_blend_epi16(low.v, _mm256_slli_epi32(high.v, 16), 0xaa)}; }
+    static Int add_pairs(Int sum, Int a, Int b) { return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))}; }
+
     // lane i of every block becomes the sum of r[i]'s lanes there
     static Int sum4(const Int (&r)[4]) {
         const __m256i low = _mm256_add_epi32(_mm256_unpacklo_epi32(r[0].v, r[1].v), _mm256_unpackhi_epi32(r[0].v, r[1].v));

@@ -1,4 +1,4 @@
-// Sixteen int32, or 64 bytes in four blocks of sixteen, for int8_matmul.hpp. Include only in files compiled for AVX-512.
+// Sixteen int32, or 64 bytes in four blocks of sixteen, for int8_matmul.hpp. Include only in files compiled for AVX512_VNNI.
 #pragma once
 
 #include "storage_avx512.hpp"
@@ -19,6 +19,10 @@ struct Int {
     friend Int operator+(Int a, Int b) { return {_mm512_add_epi32(a.v, b.v)}; }
     friend Int operator-(Int a, Int b) { return {_mm512_sub_epi32(a.v, b.v)}; }
     friend Int operator*(Int a, Int b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+
+    // numbers of 16 bits in pairs: of the low halves of two, and sum + low low + high high, exactly
+    static Int pair(Int low, Int high) { return {_mm512_mask_mov_epi16(low.v, 0xaaaaaaaa, _mm512_slli_epi32(high.v, 16))}; }
+    static Int add_pairs(Int sum, Int a, Int b) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
 
     // lane i of every block becomes the sum of r[i]'s lanes there
     static Int sum4(const Int (&r)[4]) {

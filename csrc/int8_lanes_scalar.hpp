@@ -26,6 +26,15 @@ struct Int {
     friend Int operator-(Int a, Int b) { return each([&](int l) { return a.v[l] - b.v[l]; }); }
     friend Int operator*(Int a, Int b) { return each([&](int l) { return a.v[l] * b.v[l]; }); }
 
+    // numbers of 16 bits in pairs: of the low halves of two, and sum + low low + high high, exactly
+    static Int pair(Int low, Int high) {
+        return each([&](int l) { return (low.v[l] & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(high.v[l]) << 16); });
+    }
+    static Int add_pairs(Int sum, Int a, Int b) {
+        const auto low = [](int32_t x) { return static_cast<int16_t>(x & 0xffff); };
+        return each([&](int l) { return sum.v[l] + low(a.v[l]) * low(b.v[l]) + (a.v[l] >> 16) * (b.v[l] >> 16); });
+    }
+
     // lane i becomes the sum of r[i]'s lanes
     static Int sum4(const Int (&r)[4]) { return each([&](int l) { return r[l].v[0] + r[l].v[1] + r[l].v[2] + r[l].v[3]; }); }
     static void transpose_lanes(Int* r) {

@@ -14,7 +14,8 @@ struct Panel {
     const uint8_t* codes;   // from the first group on
     const float* scales;    // [vector][groups, rounded up][lanes]
     const int32_t* zeros;   // likewise
-    const int32_t* pointed; // [group][vector][lanes]: sums of (code - zero)
+    const int32_t* pointed; // [group][vector][lanes]: sums of (code - zero); paired: -zero and in the upper half what takes `point` off
+    float* partial;         // [token][vector][lanes]: the sums over earlier groups, where there are some
     int64_t output, first, last, grid;  // groups; numbers in a vector's grid
 };
 
@@ -27,7 +28,9 @@ int64_t groups_at_a_time(const dither::Int8Matmul& p) {
 template <class K>
 std::size_t many_bytes(const dither::Int8Matmul& p) {
     constexpr int64_t outputs = K::vectors * K::Int::lanes;
-    return K::vectors * 8 * grid_size<typename K::Int>(p) + groups_at_a_time<K>(p) * outputs * (p.padded + (p.pointed() ? 4 : 0));
+    const int64_t groups = groups_at_a_time<K>(p);
+    return K::vectors * 8 * grid_size<typename K::Int>(p) + groups * outputs * (p.padded + (p.pointed() || p.paired ? 4 : 0)) +
+           (groups < p.groups ? sizeof(float) * p.tokens * outputs : 0);
 }
 
 template <class K>
@@ -91,36 +94,51 @@ void sums_of_codes(const dither::Int8Matmul& p, const Panel& panel, int32_t* to)
     constexpr int64_t L = Int::lanes;
     const uint8_t* codes = panel.codes;
     for (int64_t g = panel.first; g < panel.last; ++g, codes += p.padded * K::vectors * L) {
-        const Sums<K, 1> sums = group_sums<K, 1>(codes, p.q + p.tokens * p.q_stride + g * p.padded, 0, p.padded / 4);
-        const Int count = Int::set1(p.sums[p.tokens * p.groups + g]);
-        for (int c = 0; c < K::vectors; ++c, to += L) (sums.of[0][c] - Int::load(panel.zeros + c * panel.grid + g * L) * count).store(to);
+        Sums<K, 1> sums{};
+        if (p.pointed()) sums = group_sums<K, 1>(codes, p.q + p.tokens * p.q_stride + g * p.padded, 0, p.padded / 4);
+        for (int c = 0; c < K::vectors; ++c, to += L) {
+            const Int zero = Int::load(panel.zeros + c * panel.grid + g * L);
+            Int sum = Int::zero();
+            if (p.pointed()) sum = sums.of[0][c] - zero * Int::set1(p.sums[p.tokens * p.groups + g]);
+            if (p.paired) sum = Int::pair(Int::zero() - zero, Int::zero() - sum);
+            sum.store(to);
+        }
     }
 }
 
-// What y holds of a token and a vector of outputs: the sum over the groups before the panel's.
+// The sum over the groups before the panel's, of a token and a vector of outputs.
 template <class K>
-typename K::Float total_before(const dither::Int8Matmul& p, const Panel& panel, int64_t token, int64_t c) {
+typename K::Float total_before(const Panel& panel, int64_t token, int64_t c) {
     using Float = typename K::Float;
-    constexpr int64_t L = K::Int::lanes;
-    const int64_t n = p.rows - panel.output - c * L;
-    const float* const y = p.y + token * p.rows + panel.output + c * L;
-    return panel.first == 0 || n <= 0 ? Float::set1(0) : n >= L ? Float::load(y) : load_first(y, n, 0.0f);
+    return panel.first == 0 ? Float::set1(0) : Float::load(panel.partial + (token * K::vectors + c) * Float::lanes);
+}
+
+template <class T, class Float>
+void put_some(const dither::Int8Matmul& p, int64_t token, int64_t output, Float found) {
+    T* const to = static_cast<T*>(p.out) + token * p.rows + output;
+    const int64_t n = p.rows - output;
+    if (n >= Float::lanes)
+        store(to, found);
+    else if (n > 0)
+        store_first(to, found, n);
 }
 
 template <class K>
 void put_total(const dither::Int8Matmul& p, const Panel& panel, int64_t token, int64_t c, typename K::Float total) {
     constexpr int64_t L = K::Int::lanes;
-    const int64_t n = p.rows - panel.output - c * L;
-    float* const y = p.y + token * p.rows + panel.output + c * L;
-    const auto found = panel.last < p.groups ? total : total * K::Float::set1(p.steps[token]);
-    if (n >= L)
-        found.store(y);
-    else if (n > 0)
-        store_first(y, found, n);
+    if (panel.last < p.groups) {
+        total.store(panel.partial + (token * K::vectors + c) * L);
+        return;
+    }
+    total = total * K::Float::set1(p.steps[token]);
+    if (p.bfloat16)
+        put_some<dither::BFloat16>(p, token, panel.output + c * L, total);
+    else
+        put_some<float>(p, token, panel.output + c * L, total);
 }
 
 // Of one group and a vector of outputs.
-template <class K>
+template <class K, bool paired>
 struct GroupGrid {
     using Int = typename K::Int;
     using Float = typename K::Float;
@@ -130,31 +148,34 @@ struct GroupGrid {
 
     GroupGrid(const dither::Int8Matmul& p, const Panel& panel, int64_t g, int64_t c, const int32_t* sums_of_codes)
         : scale(Float::load(panel.scales + c * panel.grid + g * Int::lanes)), zero(Int::load(panel.zeros + c * panel.grid + g * Int::lanes)),
-          pointed(p.pointed() ? Int::load(sums_of_codes) : Int::zero()), group(g) {}
+          pointed(paired || p.pointed() ? Int::load(sums_of_codes) : Int::zero()), group(g) {}
 
     Float add(const dither::Int8Matmul& p, int64_t token, Int products, Float total) const {
-        Int sum = products - zero * Int::set1(p.sums[token * p.groups + group]);
+        const Int sums = Int::set1(p.sums[token * p.groups + group]);
+        if constexpr (paired) return Float::fmadd(scale, Int::add_pairs(products, pointed, sums).floats(), total);
+        Int sum = products - zero * sums;
         if (p.pointed()) sum = sum - pointed * Int::set1(p.points[token]);
         return Float::fmadd(scale, sum.floats(), total);
     }
 };
 
-// M tokens from t on, on the groups of the panel: y is the sum over groups so far.
-template <class K, int M>
+// M tokens from t on, on the groups of the panel.
+template <class K, int M, bool paired>
 void tile(const dither::Int8Matmul& p, const Panel& panel, int64_t t) {
-    using Int = typename K::Int;
     using Float = typename K::Float;
-    constexpr int64_t L = Int::lanes;
+    constexpr int64_t L = K::Int::lanes;
     constexpr int C = K::vectors;
     Float total[M][C];
     for (int m = 0; m < M; ++m)
-        for (int c = 0; c < C; ++c) total[m][c] = total_before<K>(p, panel, t + m, c);
+        for (int c = 0; c < C; ++c) total[m][c] = total_before<K>(panel, t + m, c);
     const uint8_t* codes = panel.codes;
     const int32_t* pointed = panel.pointed;
     for (int64_t g = panel.first; g < panel.last; ++g, codes += p.padded * C * L, pointed += C * L) {
         const Sums<K, M> sums = group_sums<K, M>(codes, p.q + t * p.q_stride + g * p.padded, p.q_stride, p.padded / 4);
-        for (int c = 0; c < C; ++c) {
-            const GroupGrid<K> grid(p, panel, g, c, pointed + c * L);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) {  // unrolled, so that sums need not go to memory
+            const GroupGrid<K, paired> grid(p, panel, g, c, pointed + c * L);
+#pragma GCC unroll 8
             for (int m = 0; m < M; ++m) total[m][c] = grid.add(p, t + m, sums.of[m][c], total[m][c]);
         }
     }
@@ -163,21 +184,28 @@ void tile(const dither::Int8Matmul& p, const Panel& panel, int64_t t) {
 }
 
 // The last tokens, fewer than M + 1.
-template <class K, int M>
+template <class K, int M, bool paired>
 void last_tile(const dither::Int8Matmul& p, const Panel& panel, int64_t t, int64_t count) {
     if constexpr (M > 0) {
         if (count == M)
-            tile<K, M>(p, panel, t);
+            tile<K, M, paired>(p, panel, t);
         else
-            last_tile<K, M - 1>(p, panel, t, count);
+            last_tile<K, M - 1, paired>(p, panel, t, count);
     }
 }
 
 struct NoTiles {  // see int8_tiles.hpp
     static constexpr int depth = 4;  // columns that groups are padded to a multiple of
-    template <class K>
+    template <class K, bool paired>
     static int64_t all(const dither::Int8Matmul&, const Panel&, int64_t t, int64_t) { return t; }
 };
+
+template <class K, class Tiles, bool paired>
+void all_tokens(const dither::Int8Matmul& p, const Panel& panel, int64_t first, int64_t last) {
+    int64_t t = Tiles::template all<K, paired>(p, panel, first, last);
+    for (; t + K::tokens <= last; t += K::tokens) tile<K, K::tokens, paired>(p, panel, t);
+    last_tile<K, K::tokens - 1, paired>(p, panel, t, last - t);
+}
 
 template <class K, class Tiles>
 void many(const dither::Int8Matmul& p, int64_t output, int64_t first, int64_t last, char* scratch) {
@@ -187,15 +215,17 @@ void many(const dither::Int8Matmul& p, int64_t output, int64_t first, int64_t la
     float* const scales = reinterpret_cast<float*>(scratch);
     int32_t* const zeros = reinterpret_cast<int32_t*>(scales + K::vectors * grid);
     int32_t* const pointed = zeros + K::vectors * grid;
-    uint8_t* const codes = reinterpret_cast<uint8_t*>(pointed + (p.pointed() ? groups * K::vectors * Int::lanes : 0));
+    float* const partial = reinterpret_cast<float*>(pointed + (p.pointed() || p.paired ? groups * K::vectors * Int::lanes : 0));
+    uint8_t* const codes = reinterpret_cast<uint8_t*>(partial + (groups < p.groups ? p.tokens * K::vectors * Int::lanes : 0));
     for (int c = 0; c < K::vectors; ++c) grid_of<Int>(p, output + c * Int::lanes, scales + c * grid, zeros + c * grid);
     for (int64_t g = 0; g < p.groups; g += groups) {
-        const Panel panel{codes, scales, zeros, pointed, output, g, g + groups < p.groups ? g + groups : p.groups, grid};
+        const Panel panel{codes, scales, zeros, pointed, partial, output, g, g + groups < p.groups ? g + groups : p.groups, grid};
         unpack_panel<K>(p, decoder, panel, codes);
-        if (p.pointed()) sums_of_codes<K>(p, panel, pointed);
-        int64_t t = Tiles::template all<K>(p, panel, first, last);
-        for (; t + K::tokens <= last; t += K::tokens) tile<K, K::tokens>(p, panel, t);
-        last_tile<K, K::tokens - 1>(p, panel, t, last - t);
+        if (p.pointed() || p.paired) sums_of_codes<K>(p, panel, pointed);
+        if (p.paired)
+            all_tokens<K, Tiles, true>(p, panel, first, last);
+        else
+            all_tokens<K, Tiles, false>(p, panel, first, last);
     }
 }
 

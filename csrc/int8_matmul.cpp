@@ -7,6 +7,7 @@
 #include <omp.h>
 #endif
 
+#include "bfloat16.hpp"
 #include "scratch.hpp"
 
 namespace dither {
@@ -39,15 +40,37 @@ void add_ones(const Int8Matmul& p) {
     }
 }
 
-void multiply_few(const Int8Matmul& p, const Int8Kernel& kernel, int threads) {
-    const int64_t tiles = (p.rows + kernel.lanes - 1) / kernel.lanes;
+// Where the parts of what is made of x lie: offsets in one piece of memory.
+struct Inputs {
+    std::size_t q = 0, sums, steps, points, ready, bytes;
+
+    Inputs(const Int8Matmul& p, std::size_t ready_bytes) {
+        sums = q + round_up(p.inputs() * p.q_stride);
+        steps = sums + round_up(sizeof(int32_t) * p.inputs() * p.groups);
+        points = steps + round_up(sizeof(float) * p.tokens);
+        ready = points + round_up(sizeof(int32_t) * p.tokens);
+        bytes = ready + round_up(ready_bytes);
+    }
+    void place(Int8Matmul& p, char* memory) const {
+        p.q = reinterpret_cast<int8_t*>(memory + q);
+        p.sums = reinterpret_cast<int32_t*>(memory + sums);
+        p.steps = reinterpret_cast<float*>(memory + steps);
+        p.points = reinterpret_cast<int32_t*>(memory + points);
+        p.ready = memory + ready;
+    }
+};
+
+int64_t width_of(const Int8Matmul& p) { return std::min(p.group, p.columns); }
+
+void multiply_few(const Int8Matmul& p, const FewInt8& few, int threads) {
+    const int64_t tiles = (p.rows + few_outputs - 1) / few_outputs;
     threads = static_cast<int>(std::clamp<int64_t>(threads, 1, tiles));
-    const std::size_t own = round_up(kernel.few_bytes(p));
+    const std::size_t own = round_up(few.scratch_bytes());
     const Scratch scratch = allocate(own * threads);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int t = 0; t < threads; ++t) {
-        const int64_t first = tiles * t / threads * kernel.lanes, last = tiles * (t + 1) / threads * kernel.lanes;
-        kernel.few(p, first, std::min(last, p.rows), scratch.get() + own * t);
+        const int64_t first = tiles * t / threads * few_outputs, last = tiles * (t + 1) / threads * few_outputs;
+        few.multiply(p, first, std::min(last, p.rows), scratch.get() + own * t);
     }
 }
 
@@ -77,29 +100,68 @@ void multiply_many(const Int8Matmul& p, const Int8Kernel& kernel, int threads) {
 
 }  // namespace
 
+FewInt8::FewInt8(const Int8Matmul& p, Isa isa) : p_(p), kernel_(choose(p.way, isa)) {
+    // steps of 4 lanes begin where a group does or hold several
+    const int64_t step = 4 * kernel_.lanes, width = width_of(p);
+    p_.padded = width < step && width % 16 == 0 && step % width == 0 ? width : multiple(width, step);
+    p_.q_stride = multiple(p_.groups * p_.padded, step) + 4 * step;  // vectors are stored a little beyond the last group, and `Int8Row` reads more of them
+    if (p.tokens == 1 && kernel_.row) row_ = kernel_.row(p_);
+}
+
+std::size_t FewInt8::input_bytes() const { return Inputs(p_, row_.rows ? row_.ready_bytes(p_) : 0).bytes; }
+
+std::size_t FewInt8::scratch_bytes() const { return row_.rows ? 0 : kernel_.few_bytes(p_); }
+
+void FewInt8::place(char* memory) { Inputs(p_, 0).place(p_, memory); }
+
+bool FewInt8::round() const {
+    bool finite = true;
+    for (int64_t t = 0; t < p_.tokens; ++t) finite = kernel_.round(p_, t) && finite;
+    if (row_.rows) row_.prepare(p_);
+    else if (p_.pointed()) add_ones(p_);
+    return finite;
+}
+
+void FewInt8::multiply(const Int8Matmul& p, int64_t first, int64_t last, char* scratch) const {
+    Int8Matmul own = p;
+    own.padded = p_.padded, own.q_stride = p_.q_stride;
+    own.q = p_.q, own.sums = p_.sums, own.steps = p_.steps, own.points = p_.points, own.ready = p_.ready;
+    if (row_.rows) row_.rows(own, first, last);
+    else kernel_.few(own, first, last, scratch);
+}
+
 bool int8_matmul(Int8Matmul p, Isa isa, [[maybe_unused]] int threads) {
     if (p.rows == 0 || p.tokens == 0) return true;
+    if (p.tokens <= few_tokens) {
+        FewInt8 few(p, isa);
+        const Scratch memory = allocate(few.input_bytes());
+        few.place(memory.get());
+        const bool finite = few.round();
+        const int64_t count = p.tokens * p.rows;
+        const Scratch wide = allocate(p.bfloat16 ? sizeof(float) * count : 0);
+        p.y = p.bfloat16 ? reinterpret_cast<float*>(wide.get()) : static_cast<float*>(p.out);
+        multiply_few(p, few, threads);
+        for (int64_t i = 0; p.bfloat16 && i < count; ++i) static_cast<uint16_t*>(p.out)[i] = to_bfloat16(p.y[i]);
+        return finite;
+    }
     const Int8Kernel kernel = choose(p.way, isa);
-    const bool few = p.tokens <= few_tokens;
-    // `few` takes steps of 4 lanes, which begin where a group does or hold several; `many` takes a few columns at a time
-    const int64_t step = 4 * kernel.lanes, width = p.group < p.columns ? p.group : p.columns;
-    p.padded = !few ? multiple(width, kernel.depth) : width < step && width % 16 == 0 && step % width == 0 ? width : multiple(width, step);
-    p.q_stride = multiple(p.groups * p.padded, step) + step;  // vectors are stored a little beyond the last group
-    const std::size_t q_bytes = round_up(p.inputs() * p.q_stride), sum_bytes = round_up(sizeof(int32_t) * p.inputs() * p.groups);
-    const std::size_t step_bytes = round_up(sizeof(float) * p.tokens);
-    const Scratch memory = allocate(q_bytes + sum_bytes + 2 * step_bytes);
-    p.q = reinterpret_cast<int8_t*>(memory.get());
-    p.sums = reinterpret_cast<int32_t*>(memory.get() + q_bytes);
-    p.steps = reinterpret_cast<float*>(memory.get() + q_bytes + sum_bytes);
-    p.points = reinterpret_cast<int32_t*>(memory.get() + q_bytes + sum_bytes + step_bytes);
+    p.padded = multiple(width_of(p), kernel.depth);
+    p.q_stride = multiple(p.groups * p.padded, 4 * kernel.lanes) + 4 * kernel.lanes;
+    const Inputs inputs(p, 0);
+    const Scratch memory = allocate(inputs.bytes);
+    inputs.place(p, memory.get());
+    p.paired = width_of(p) <= paired_columns;
     bool finite = true;
-#pragma omp parallel for schedule(static) num_threads(few ? 1 : threads) reduction(&& : finite)
-    for (int64_t t = 0; t < p.tokens; ++t) finite = kernel.round(p, t) && finite;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : finite)
+    for (int64_t t = 0; t < p.tokens; ++t) {
+        finite = kernel.round(p, t) && finite;
+        for (int64_t g = 0; p.paired && g < p.groups; ++g) {
+            int32_t& sum = p.sums[t * p.groups + g];
+            sum = (sum & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(p.points[t]) << 16);
+        }
+    }
     if (p.pointed()) add_ones(p);
-    if (few)
-        multiply_few(p, kernel, threads);
-    else
-        multiply_many(p, kernel, threads);
+    multiply_many(p, kernel, threads);
     return finite;
 }
 

@@ -5,6 +5,6 @@
 
 namespace dither {
 
-Int8Kernel int8_kernel_amx() { return int8_kernel<Vnni, ByteTiles<AmxTiles>>(); }
+Int8Kernel int8_kernel_amx() { return int8_kernel<Vnni, ByteTiles<AmxTiles>>(int8_row_avx512vnni); }
 
 }  // namespace dither

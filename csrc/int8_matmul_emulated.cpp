@@ -6,6 +6,6 @@
 
 namespace dither {
 
-Int8Kernel int8_kernel_emulated() { return int8_kernel<Vnni, ByteTiles<EmulatedTiles>>(); }
+Int8Kernel int8_kernel_emulated() { return int8_kernel<Vnni, ByteTiles<EmulatedTiles>>(int8_row_avx512vnni); }
 
 }  // namespace dither

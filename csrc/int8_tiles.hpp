@@ -12,7 +12,7 @@ template <class Tiles>
 struct ByteTiles {
     static constexpr int depth = 4 * tile_lanes;  // columns in a tile
 
-    template <class K, int M>
+    template <class K, int M, bool paired>
     static void tokens(const dither::Int8Matmul& p, const Panel& panel, int64_t t, int c0) {
         using Int = typename K::Int;
         using Float = typename K::Float;
@@ -21,13 +21,13 @@ struct ByteTiles {
         alignas(64) int32_t sums[M * tile_rows][2][L];
         alignas(64) float totals[M * tile_rows][2][L];
         for (int m = 0; m < M * tile_rows; ++m)
-            for (int n = 0; n < 2; ++n) total_before<K>(p, panel, t + m, c0 + n).store(totals[m][n]);
+            for (int n = 0; n < 2; ++n) total_before<K>(panel, t + m, c0 + n).store(totals[m][n]);
         const uint8_t* codes = panel.codes + 4 * c0 * L;
         const int32_t* pointed = panel.pointed + c0 * L;
         for (int64_t g = panel.first; g < panel.last; ++g, codes += p.padded * C * L, pointed += C * L) {
             group<M>(codes, 4 * C * L, p.q + t * p.q_stride + g * p.padded, p.q_stride, p.padded, &sums[0][0][0]);
             for (int n = 0; n < 2; ++n) {
-                const GroupGrid<K> grid(p, panel, g, c0 + n, pointed + n * L);
+                const GroupGrid<K, paired> grid(p, panel, g, c0 + n, pointed + n * L);
                 for (int m = 0; m < M * tile_rows; ++m)
                     grid.add(p, t + m, Int::load(sums[m][n]), Float::load(totals[m][n])).store(totals[m][n]);
             }
@@ -37,14 +37,14 @@ struct ByteTiles {
     }
 
     // From `t` on as many as fill tiles; the first that is left.
-    template <class K>
+    template <class K, bool paired>
     static int64_t all(const dither::Int8Matmul& p, const Panel& panel, int64_t t, int64_t last) {
         if (last - t < tile_rows) return t;
         Tiles::configure(tile_configs.of[2 * tile_rows]);
         for (; last - t >= 2 * tile_rows; t += 2 * tile_rows)
-            for (int c = 0; c < K::vectors; c += 2) tokens<K, 2>(p, panel, t, c);
+            for (int c = 0; c < K::vectors; c += 2) tokens<K, 2, paired>(p, panel, t, c);
         for (; last - t >= tile_rows; t += tile_rows)
-            for (int c = 0; c < K::vectors; c += 2) tokens<K, 1>(p, panel, t, c);
+            for (int c = 0; c < K::vectors; c += 2) tokens<K, 1, paired>(p, panel, t, c);
         Tiles::release();
         return t;
     }

@@ -6,6 +6,8 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -57,43 +59,74 @@ struct Run {
     }
 };
 
-// Memory of one run, made before its threads start: x as floats, its sums, x as a kernel wants it, products before they are narrowed; of each row.
+// Memory of one run, made before its threads start: x as floats, its sums, x as a kernel wants it, products before they are narrowed; of each row. And whether all that was
+// rounded is finite.
 struct Room {
     std::unique_ptr<Claims[]> claims;
     Scratch x, sums, ready, y, scales, logits;
     std::size_t scales_each, logits_each;
     int64_t logits_stride;
+    std::atomic<bool> finite{true};
 };
 
 bool same_preparation(const PackedMatmul& a, const PackedMatmul& b) {
     return a.bits == b.bits && a.group == b.group && a.values == b.values;
 }
 
-int64_t rows_of(const Product& p) { return p.packed ? p.codes.rows : p.dense.rows; }
+bool same_preparation(const Int8Matmul& a, const Int8Matmul& b) {
+    const auto grid = [](const Int8Matmul& p) { return std::tuple(p.grid, p.divisor, p.lowest, p.highest, p.input_middle, p.step_type.round_to); };
+    return a.bits == b.bits && a.group == b.group && grid(a) == grid(b);
+}
+
+bool same_preparation(const Product& a, const Product& b) {
+    if (a.kind != b.kind) return false;
+    if (a.kind == Product::packed) return same_preparation(a.codes, b.codes);
+    return a.kind == Product::plain || same_preparation(a.integers, b.integers);
+}
+
+int64_t rows_of(const Product& p) {
+    return p.kind == Product::packed ? p.codes.rows : p.kind == Product::rounded ? p.integers.rows : p.dense.rows;
+}
+
+// What parts and pieces of its rows are multiples of.
+int64_t unit_of(const Product& p) { return p.kind == Product::rounded ? few_outputs : 1; }
 
 // A row's bytes, codes only.
 int64_t row_bytes(const Product& p) {
-    return p.packed ? packed_stride(p.codes.columns, p.codes.bits) : p.dense.columns * static_cast<int64_t>(bytes_of(p.dense.type));
+    if (p.kind == Product::plain) return p.dense.columns * static_cast<int64_t>(bytes_of(p.dense.type));
+    return p.kind == Product::packed ? packed_stride(p.codes.columns, p.codes.bits) : packed_stride(p.integers.columns, p.integers.bits);
 }
+
+// The rows that are `team`'s.
+struct Part {
+    int64_t first, last;
+
+    Part(const Product& p, const Team& team) {
+        const int64_t unit = unit_of(p), units = (rows_of(p) + unit - 1) / unit;
+        first = team.first(units) * unit, last = std::min(team.last(units) * unit, rows_of(p));
+    }
+};
 
 // So many that a piece takes about a microsecond a token, and stays in the first cache from one token to the next.
 int64_t piece_rows(const Product& p, int64_t tokens, const Team& team) {
     constexpr int64_t bytes = 1 << 14;
-    return team.threads == 1 && tokens == 1 ? std::max<int64_t>(rows_of(p), 1) : std::max<int64_t>(bytes / std::max<int64_t>(row_bytes(p), 1) / 4 * 4, 4);
+    const int64_t unit = std::max<int64_t>(unit_of(p), 4);
+    return team.threads == 1 && tokens == 1 ? std::max<int64_t>(rows_of(p), 1) : std::max(bytes / std::max<int64_t>(row_bytes(p), 1) / unit * unit, unit);
 }
 
 // The rows of `of` that are `team`'s, as they will be read.
 Fetch weights_ahead(const Product* of, const Product* end, const Team& team) {
     Fetch ahead;
     for (; of != end; ++of) {
-        const int64_t first = team.first(rows_of(*of)), count = team.last(rows_of(*of)) - first;
-        const auto part = [&](const void* at, int64_t bytes) { ahead.add(static_cast<const char*>(at) + first * bytes, count * bytes); };
-        if (of->packed) {
-            const PackedWeights& w = of->codes;
+        const Part own(*of, team);
+        const auto part = [&](const void* at, int64_t bytes) { ahead.add(static_cast<const char*>(at) + own.first * bytes, (own.last - own.first) * bytes); };
+        const auto grid = [&](const auto& w) {
             part(w.scale, w.groups * ::bytes_of(w.scale_type));
             if (w.zero) part(w.zero, w.groups);
-        }
-        part(of->packed ? of->codes.packed : of->dense.weight, row_bytes(*of));
+        };
+        if (of->kind == Product::packed) grid(of->codes);
+        if (of->kind == Product::rounded) grid(of->integers);
+        part(of->kind == Product::packed ? of->codes.packed : of->kind == Product::rounded ? of->integers.packed : of->dense.weight, row_bytes(*of));
     }
     return ahead;
 }
@@ -109,13 +142,13 @@ void share(const Product* of, const Product* end, int64_t tokens, float* y, Clai
             more = false;
             float* to = y;
             for (const Product* one = of; one != end; to += tokens * rows_of(*one), ++one) {
-                const int64_t rows = rows_of(*one), first = owner.first(rows), last = owner.last(rows), step = piece_rows(*one, tokens, team);
-                const int64_t pieces = (last - first + step - 1) / step;
+                const Part part(*one, owner);
+                const int64_t step = piece_rows(*one, tokens, team), pieces = (part.last - part.first + step - 1) / step;
                 if (piece >= pieces) {
                     piece -= pieces;
                     continue;
                 }
-                work(*one, to, first + piece * step, std::min(first + (piece + 1) * step, last));
+                work(*one, to, part.first + piece * step, std::min(part.first + (piece + 1) * step, part.last));
                 more = true;
                 break;
             }
@@ -124,22 +157,22 @@ void share(const Product* of, const Product* end, int64_t tokens, float* y, Clai
 }
 
 // Products whose x is prepared alike stand behind one another; each such run of them waits for its own preparation.
-void multiply(const Products& p, const Run& run, const TapeKernel& kernel, const Room& room, Isa isa, const Team& team) {
+void multiply(const Products& p, const Run& run, const TapeKernel& kernel, Room& room, Isa isa, const Team& team) {
     float *const x = reinterpret_cast<float*>(room.x.get()), *const y = reinterpret_cast<float*>(room.y.get());  // [T, I]
     float* const scales = reinterpret_cast<float*>(room.scales.get() + team.thread * room.scales_each);
     for (int64_t t = 0; t < run.count; ++t)
         if (run.is_of(t, team)) kernel.widen(run.own.of(p.x, t), p.x_type, p.columns, x + t * p.columns);
     for (std::size_t begin = 0, end; begin < p.of.size(); begin = end) {
         const Product& head = p.of[begin];
-        for (end = begin + 1; end < p.of.size() && p.of[end].packed == head.packed && (!head.packed || same_preparation(p.of[end].codes, head.codes));)
-            ++end;
+        for (end = begin + 1; end < p.of.size() && same_preparation(p.of[end], head);) ++end;
         // thread 0 may prepare: the others are done with what was before, as they waited below
         for (int t = 0; team.thread == 0 && t < team.threads; ++t) room.claims[t].pieces.store(0, std::memory_order_relaxed);
         PackedKernel packed{};
         PackedRow short_rows = nullptr;
         std::size_t ready_each = 0;  // kernels want tokens one behind another
         float* const sums = reinterpret_cast<float*>(room.sums.get());
-        if (head.packed) {
+        std::vector<FewInt8> integers;  // of each row
+        if (head.kind == Product::packed) {
             PackedMatmul like = head.codes;
             packed = packed_kernel(like, isa);
 #ifdef DITHER_X86
@@ -152,15 +185,29 @@ void multiply(const Products& p, const Run& run, const TapeKernel& kernel, const
                 sum_groups(like, sums + t * like.groups);
                 if (packed.prepare) packed.prepare(like, room.ready.get() + t * ready_each);
             }
+        } else if (head.kind == Product::rounded) {
+            for (int64_t t = 0; t < run.count; ++t) {
+                Int8Matmul like = head.integers;
+                like.x = run.own.of(p.x, t);
+                FewInt8& own = integers.emplace_back(like, isa);
+                own.place(room.ready.get() + t * own.input_bytes());
+                if (run.is_of(t, team) && !own.round()) room.finite.store(false, std::memory_order_relaxed);
+            }
         }
         team.wait(weights_ahead(&p.of[begin], &p.of[begin] + (end - begin), team));
         const auto some_rows = [&](const Product& one, float* to, int64_t first, int64_t last) {
             const int64_t rows = rows_of(one);
-            if (one.packed) {
+            if (one.kind == Product::packed) {
                 PackedMatmul q = one.codes;
                 q.tokens = run.count, q.x = x, q.sums = sums, q.ready = room.ready.get(), q.y = to;
                 if (short_rows) short_rows(q, first, last);
                 else packed.rows(q, first, last, scales);
+            } else if (one.kind == Product::rounded) {
+                Int8Matmul q = one.integers;
+                for (int64_t t = 0; t < run.count; ++t) {
+                    q.y = to + t * rows;
+                    integers[t].multiply(q, first, last, reinterpret_cast<char*>(scales));
+                }
             } else {
                 kernel.dense(one.dense, x, run.count, first, last, to);
             }
@@ -245,7 +292,10 @@ void Tape::add(const Products& p) {
     steps.push_back({Step::products, products.size()});
     products.push_back(p);
     std::stable_sort(products.back().of.begin(), products.back().of.end(), [](const Product& a, const Product& b) {
-        const auto key = [](const Product& p) { return p.packed ? p.codes.bits * (int64_t{1} << 40) + p.codes.group : 0; };
+        const auto key = [](const Product& p) {
+            if (p.kind == Product::packed) return std::tuple(p.kind, p.codes.bits, p.codes.group);
+            return p.kind == Product::rounded ? std::tuple(p.kind, p.integers.bits, p.integers.group) : std::tuple(p.kind, 0, int64_t{0});
+        };
         return key(a) < key(b);
     });
 }
@@ -255,14 +305,14 @@ void Tape::add(const Attend& a) {
     attentions.push_back(a);
 }
 
-void Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int threads) {
+bool Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int threads) {
     const Run run{rows, count, own};
     const TapeKernel kernel = choose(isa);
     threads = std::max(threads, 1);
 #ifndef _OPENMP
     threads = 1;
 #endif
-    std::size_t columns = 0, groups = 0, ready = 0, outputs = 0;
+    std::size_t columns = 0, groups = 0, ready = 0, outputs = 0, scratch = 0;
     for (const Lookup& p : lookups) {
         const int64_t most = p.packed ? p.codes.rows : p.dense.rows;
         for (int64_t t = 0; t < count; ++t)
@@ -275,7 +325,12 @@ void Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int thr
         std::size_t of_all = 0;
         for (const Product& one : p.of) {
             of_all += rows_of(one);
-            if (!one.packed) continue;
+            if (one.kind == Product::rounded) {
+                const FewInt8 integers(one.integers, isa);
+                ready = std::max(ready, integers.input_bytes());
+                scratch = std::max(scratch, integers.scratch_bytes());
+            }
+            if (one.kind != Product::packed) continue;
             groups = std::max<std::size_t>(groups, one.codes.groups);
             const PackedKernel packed = packed_kernel(one.codes, isa);
             if (packed.ready_bytes) ready = std::max<std::size_t>(ready, packed.ready_bytes(one.codes));
@@ -290,7 +345,7 @@ void Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int thr
     room.sums = allocate(sizeof(float) * groups * count + cache_line);
     room.ready = allocate(ready * count);
     room.y = allocate(sizeof(float) * outputs * count);
-    room.scales_each = round_up(2 * sizeof(float) * (groups + 32));
+    room.scales_each = round_up(std::max(2 * sizeof(float) * (groups + 32), scratch));
     room.scales = allocate(room.scales_each * threads);
     room.logits_stride = (longest / key_panel + 1) * key_panel;
     room.logits_each = round_up(sizeof(float) * heads_at_once * room.logits_stride);
@@ -321,6 +376,7 @@ void Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int thr
             }
         }
     }
+    return room.finite;
 }
 
 }  // namespace dither

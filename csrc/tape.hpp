@@ -3,7 +3,7 @@
 //     a look-up                 y = row `token` or row `length` of a table, packed (dequantize.hpp) or dense
 //     a function of elements    y = f(a, b), each with strides of its own, rounded to the type that y is stored in
 //     a sum or mean of rows     y[i, j, k] = sum_l a[i, j, k, l]
-//     products                  one row x with several matrices, packed (packed_matmul.hpp) or dense
+//     products                  one row x with several matrices, packed (packed_matmul.hpp), packed for x rounded to integers (int8_matmul.hpp) or dense
 //     attention                 one query a head over the keys and values so far, to which this token's are added first
 // Several rows, each a token of a sequence of its own, may be run at once: each has memory of its own, only products read weights once for all of them,
 // and a row's numbers do not depend on the others.
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu.hpp"
+#include "int8_matmul.hpp"
 #include "packed_matmul.hpp"
 
 namespace dither {
@@ -55,11 +56,12 @@ struct Lookup {
     Element y_type;  // that of a dense table
 };
 
-// y = x W^T
+// y = x W^T; of the matrices one is there
 struct Product {
-    bool packed;
-    PackedMatmul codes;
+    enum Kind { plain, packed, rounded } kind;
     Dense dense;
+    PackedMatmul codes;
+    Int8Matmul integers;
     void* y;
     Element y_type;
 };
@@ -133,8 +135,9 @@ public:
     void add(const Products&);
     void add(const Attend&);
 
-    // Not by two threads at once. Throws std::out_of_range where a table has no such row.
-    void run(const Row* rows, int64_t count, Isa isa, int threads);
+    // Not by two threads at once. Throws std::out_of_range where a table has no such row. Whether every x that was rounded is finite: products of those
+    // that are not are NaN.
+    bool run(const Row* rows, int64_t count, Isa isa, int threads);
 
 private:
     struct Step {

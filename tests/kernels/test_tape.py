@@ -149,6 +149,49 @@ def test_one_row_with_matrices_of_all_kinds(dtype: torch.dtype, threads: int) ->
             assert torch.equal(y, weight(x[None])[0])
 
 
+def rounding(outputs: int, inputs: int, bits: int, group: int, grid: kernels.TokenGrid, seed: int) -> kernels.Int8Matrix:
+    matrix, _ = packed(outputs, inputs, bits, group, seed)
+    return kernels.Int8Matrix(matrix.packed, bits, matrix.scale, matrix.zero if seed % 2 else 1 << bits - 1, group, inputs, grid)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_one_row_that_is_rounded_to_integers(dtype: torch.dtype, threads: int) -> None:
+    """With matrices of all widths and on several grids at once, others between them; each gives what it gives alone, to the last bit."""
+    grids = [kernels.TokenGrid(8, False, torch.float16), kernels.TokenGrid(), kernels.TokenGrid(6, "extremum", torch.bfloat16)]
+    for inputs in (96, 576, 1100):
+        x = draw(inputs, dtype=dtype, seed=inputs)
+        kinds = [(bits, group) for bits, group in ((4, 64), (4, 32), (3, 48), (8, inputs), (2, 64), (4, inputs), (8, 13), (4, 64)) if group <= inputs]
+        weights: list[kernels.PackedMatrix | kernels.Int8Matrix | Tensor] = [
+            *(rounding(o, inputs, bits, group, grids[i % 3], i) for i, (bits, group) in enumerate(kinds) for o in (1, 37, 64)),
+            packed(19, inputs, 4, 32, 9)[0],
+            draw(6, inputs, dtype=dtype),
+        ]
+        matrices = [(w, torch.empty((w if isinstance(w, Tensor) else w.packed).shape[0], dtype=dtype)) for w in weights[::2] + weights[1::2]]
+        torch.set_num_threads(threads)
+        ran(lambda tape: tape.multiply(x, matrices))  # noqa: B023
+        for weight, y in matrices:
+            if not isinstance(weight, Tensor):
+                assert torch.equal(y, weight(x[None])[0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_to_be_rounded_that_is_not_finite_is_refused(bad: float) -> None:
+    """In any of several products, and only while it is so."""
+    x, good, y = draw(96), draw(96, seed=1), torch.empty(2, 16)
+    weight, tape = rounding(16, 96, 4, 32, kernels.TokenGrid(), 1), Tape()
+    tape.multiply(x, [(weight, y[0])])
+    tape.multiply(good, [(weight, y[1])])
+    tape.run([], 0, 16)
+    kept, x[77] = x[77].item(), bad
+    with pytest.raises(ValueError, match="holds NaN or inf"):
+        tape.run([], 0, 16)
+    assert bool(y[0].isnan().all()) and torch.equal(y[1], weight(good[None])[0])
+    x[77] = kept
+    tape.run([], 0, 16)
+    assert torch.equal(y[0], weight(x[None])[0])
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_matrices_whose_codes_name_values(dtype: torch.dtype) -> None:
     """Several tables at once, one that bfloat16 does not hold, scales of a byte: each gives what the packed product alone gives, to the last bit."""

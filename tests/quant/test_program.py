@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -85,9 +86,33 @@ def test_other_models_are_stepped_as_they_are_and_say_why(name: str, caplog: pyt
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_few_bit_inputs_keys_and_other_grids_are_left_to_torch() -> None:
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt-neox"])
+@pytest.mark.parametrize("knobs", [{"act_bits": 8}, {"act_bits": 8, "sym": "full", "group": 64}, {"bits": 8, "act_bits": 8, "group": None}], ids=str)
+def test_layers_that_round_their_inputs(name: str, knobs: dict[str, Any]) -> None:
+    """A rounding is no continuous function, so sums in another order show: as much as the last bit of inputs, now and then."""
+    model = few_bits(tiny_models.build(name)[0], **knobs)
+    check(model, 0.02)
+    check(model.bfloat16(), 0.05)
+
+
+def test_inputs_that_are_not_finite_are_refused_as_layers_refuse_them() -> None:
+    model = few_bits(tiny_models.build("llama")[0], act_bits=8)
+    ids = torch.arange(3, 9)[None]
+    with torch.inference_mode():
+        stepper = ProgramStepper(model, ids, 99)
+        stepper.logits()
+        assert stepper.program is not None
+        with torch.no_grad():
+            model.get_parameter("model.layers.1.input_layernorm.weight")[5] = math.nan
+        for own in (stepper, Stepper(model, ids)):
+            own.append(7)
+            with pytest.raises(ValueError, match="NaN or inf"):
+                own.logits()
+
+
+def test_few_bit_keys_other_inputs_and_other_grids_are_left_to_torch() -> None:
     offsets = dither.formats.Int(4, zero="float") @ dither.formats.group(16)
-    for knobs in ({"act_bits": 8}, {"kv_bits": 8}, {"weights": offsets}):
+    for knobs in ({"act_bits": 8, "act_group": 16}, {"kv_bits": 8}, {"weights": offsets}):
         assert program_for(few_bits(tiny_models.build("llama")[0], **knobs)) is None, knobs
 
 

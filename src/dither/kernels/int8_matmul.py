@@ -114,8 +114,8 @@ class Int8Matrix:
         if native is None:
             y = int8_matmul_reference(x, self.packed, self.bits, self.scale, self.zero, self.group, self.grid)
             return y, bool(torch.isfinite(x).all())
-        y = torch.empty(x.shape[0], self._rows)
+        y = torch.empty(x.shape[0], self._rows, dtype=x.dtype)
         if not self.columns:
-            return y.zero_().to(x.dtype), True
+            return y.zero_(), True
         finite = native.int8_matmul(*self._weights, x.data_ptr(), x.shape[0], x.dtype == torch.bfloat16, y.data_ptr(), 0, isa(), threads())
-        return (y if x.dtype == torch.float32 else y.to(x.dtype)), finite
+        return y, finite

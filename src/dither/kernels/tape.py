@@ -2,7 +2,8 @@
 
     y = W[token], W[length]    a row of a table, packed (`PackedMatrix`) or dense
     y = f(a), f(a, b)          elements, broadcast as torch does; sums and means over the last axis
-    y_i = x W_i^T              one row with several matrices, packed (`PackedMatrix`) or dense: x is prepared once
+    y_i = x W_i^T              one row with several matrices, packed (`PackedMatrix`), packed for x rounded to integers (`Int8Matrix`) or dense: x is
+                               prepared once for all that want it alike
     y = softmax(scale q K^T) V one query a head over all keys so far, to which this token's are added first
 
 Several tokens, each of a sequence of its own, may be run at once (`Tape.run_rows`): matrices are then read once for all of them, everything else
@@ -22,7 +23,9 @@ import torch
 from torch import Tensor
 
 from dither.kernels.extension import extension, isa, threads
+from dither.kernels.int8_matmul import GRIDS, Int8Matrix
 from dither.kernels.packed_matmul import SCALES, PackedMatrix
+from dither.kernels.round import SCALE_TYPES
 
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
 FUNCTIONS = (
@@ -92,8 +95,9 @@ class Tape:
         number = 0.0 if b is None or isinstance(b, Tensor) else float(b)
         self._native.elementwise(FUNCTIONS.index(function), size, *places, *[nothing] * (3 - len(places)), not isinstance(b, Tensor), number)
 
-    def multiply(self, x: Tensor, matrices: Sequence[tuple[PackedMatrix | Tensor, Tensor]]) -> None:
-        """``x [I]`` with each of ``matrices``, packed or ``[O, I]``, into its ``y [O]``. All dense; ValueError for other shapes and types."""
+    def multiply(self, x: Tensor, matrices: Sequence[tuple[PackedMatrix | Int8Matrix | Tensor, Tensor]]) -> None:
+        """``x [I]`` with each of ``matrices``, packed or ``[O, I]``, into its ``y [O]``. All dense; ValueError for other shapes and types. A packed
+        matrix gives what it gives by itself, to the last bit."""
         self._hold("x", x)
         numbers, floats = [], []
         for weight, y in matrices:
@@ -124,30 +128,38 @@ class Tape:
 
     def run_rows(self, rows: Sequence[Row]) -> None:
         """As many rows as the memory has, or fewer, of sequences that share no keys and values. IndexError where a table has no such row; ValueError
-        for other numbers. Not from two threads at once."""
+        for other numbers, and where an x that is to be rounded holds NaN or inf. Not from two threads at once."""
         if not 0 < len(rows) <= self._rows:
             raise ValueError(f"rows: must be 1 .. {self._rows}, not {len(rows)}")
         for row in rows:
             if not 0 <= row.length < row.capacity or row.capacity % PANEL:
                 raise ValueError(f"length: must be 0 .. capacity - 1 and capacity a multiple of {PANEL}, not {row.length} and {row.capacity}")
-        self._native.run([[row.length, row.capacity, row.token, *row.layers] for row in rows], isa(), threads())
+        if not self._native.run([[row.length, row.capacity, row.token, *row.layers] for row in rows], isa(), threads()):
+            raise ValueError("x: a row that is to be rounded to integers holds NaN or inf")
 
-    def _matrix(self, weight: PackedMatrix | Tensor, y: Tensor) -> tuple[list[int], tuple[float, float], list[int]]:
-        """A matrix and its result as numbers (csrc/bindings_tape.cpp), its zero point and factor, and its shape."""
+    def _matrix(self, weight: PackedMatrix | Int8Matrix | Tensor, y: Tensor) -> tuple[list[int], list[float], list[int]]:
+        """A matrix and its result as numbers (csrc/bindings_tape.cpp), and its shape."""
         self._hold("y", y)
         self._written(y)
-        if isinstance(weight, PackedMatrix):
+        factors = [0.0] * 6
+        if isinstance(weight, PackedMatrix | Int8Matrix):
             self._held.append(weight)
-            scale, zero, values = weight.scale, weight.zero, weight.values
-            zeros, middle = (zero.data_ptr(), 0.0) if isinstance(zero, Tensor) else (0, float(zero))
+            scale, zero = weight.scale, weight.zero
+            zeros, factors[0] = (zero.data_ptr(), 0.0) if isinstance(zero, Tensor) else (0, float(zero))
             own = [weight.packed.data_ptr(), weight.bits, weight.group, scale.data_ptr(), SCALES[scale.dtype], zeros]
-            own.append(0 if values is None else values.data_ptr())
-            shape, factors = [weight.packed.shape[0], weight.columns], (middle, weight.tensor_scale)
+            shape = [weight.packed.shape[0], weight.columns]
+            if isinstance(weight, PackedMatrix):
+                own.append(0 if weight.values is None else weight.values.data_ptr())
+                factors[1] = weight.tensor_scale
+            else:
+                grid = weight.grid
+                own += [0, GRIDS.index(grid.kind), SCALE_TYPES.index(grid.scale)]
+                factors[2:] = grid.divisor, float(grid.lowest), float(grid.middle - 1), float(grid.middle)
         else:
             self._hold("weight", weight)
             if not weight.is_contiguous():
                 raise ValueError(f"weight: {list(weight.shape)} must be dense")
-            own, shape, factors = [weight.data_ptr(), ELEMENTS[weight.dtype]], list(weight.shape), (0.0, 1.0)
+            own, shape = [weight.data_ptr(), ELEMENTS[weight.dtype]], list(weight.shape)
         return [shape[0], y.data_ptr(), ELEMENTS[y.dtype], *own], factors, shape
 
     def _hold(self, *named: Any) -> None:

@@ -89,21 +89,28 @@ def _is_int8(scheme: WeightScheme, inputs: Inputs, columns: int) -> bool:
     return min(scheme.blocks.columns(columns), columns) <= kernels.MOST_COLUMNS
 
 
+@dataclass(frozen=True)
+class RoundedProduct:
+    """The product with inputs rounded by ``matrix``; ``scheme`` says how, in what is raised for NaN and inf."""
+
+    matrix: kernels.Int8Matrix
+    scheme: Scheme
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y, finite = self.matrix.multiply(x)
+        if not finite:
+            raise not_finite(self.scheme)
+        return y
+
+
 def _int8(held: QTensor, inputs: Inputs) -> Multiply:
     """Beside the stored tensors it holds the zero points."""
     columns, stored = held.shape[1], held.stored
     grid = token_grid(inputs, columns)
     assert grid is not None and inputs is not None
-    scheme, group = inputs.scheme, held.grid.blocks.columns(columns)
+    group = held.grid.blocks.columns(columns)
     matrix = kernels.Int8Matrix(stored["codes"], held.grid.format.bits, stored["scale"], _zero(held), group, columns, grid)
-
-    def multiply(x: Tensor) -> Tensor:
-        y, finite = matrix.multiply(x)
-        if not finite:
-            raise not_finite(scheme)
-        return y
-
-    return multiply
+    return RoundedProduct(matrix, inputs.scheme)
 
 
 def _is_float(scheme: WeightScheme, inputs: Inputs, columns: int) -> bool:

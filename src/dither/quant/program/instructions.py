@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dither.kernels.packed_matmul import PackedMatrix
+from dither.kernels import Int8Matrix, PackedMatrix
+
+Matrix = PackedMatrix | Int8Matrix | Tensor
 
 
 class Unrecordable(Exception):
@@ -30,10 +32,10 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class Multiply:
-    """``y = x W^T``."""
+    """``y = x W^T``; an `Int8Matrix` rounds x first."""
 
     x: Tensor
-    weight: PackedMatrix | Tensor
+    weight: Matrix
     y: Tensor
 
 

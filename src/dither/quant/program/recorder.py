@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dither.kernels.packed_matmul import PackedMatrix
-from dither.quant.linear import QuantLinear, QuantWeight, SharedLinear
+from dither.kernels import PackedMatrix
+from dither.quant.cpu_products import RoundedProduct
+from dither.quant.linear import QuantWeight, SharedLinear
 from dither.quant.program.instructions import (
     Attend,
     Elementwise,
     Instruction,
+    Matrix,
     Multiply,
     Record,
     Unknown,
@@ -121,7 +123,7 @@ class Recorder(TorchDispatchMode):
         else:  # few-bit layers round twice, as they do in torch; others once
             with self.silently():
                 row = x.reshape(1, -1)
-                product = weight(row) if isinstance(weight, PackedMatrix) else nn.functional.linear(row.float(), weight.float())
+                product = nn.functional.linear(row.float(), weight.float()) if isinstance(weight, Tensor) else weight(row)
                 product = product.view(y.shape)
             self.made(product)
             self.record.instructions += [Multiply(x, weight, product), Elementwise("add", y, product, bias)]
@@ -150,14 +152,18 @@ class Recorder(TorchDispatchMode):
         return y
 
 
-def _weight(module: nn.Module) -> PackedMatrix | Tensor:
+def _weight(module: nn.Module) -> Matrix:
     if isinstance(module, nn.Linear):
         return module.weight.detach()
     held = module.embedding if isinstance(module, SharedLinear) else module
     assert isinstance(held, QuantWeight)
-    kind, rounds = held.cpu_kind, isinstance(held, QuantLinear) and held.inputs is not None
-    if kind is not None and not rounds and held.multiplies_codes and isinstance(product := held.multiplier(kind), PackedMatrix):
-        return product
+    kind = held.cpu_kind
+    if kind is not None and held.multiplies_codes and (kind.rounds or held.rounding is None):
+        product = held.multiplier(kind)
+        if isinstance(product, RoundedProduct):
+            return product.matrix
+        if isinstance(product, PackedMatrix):
+            return product
     raise Unrecordable("a few-bit layer whose codes are not multiplied as they are")
 
 

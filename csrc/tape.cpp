@@ -59,8 +59,8 @@ struct Run {
     }
 };
 
-// Memory of one run, made before its threads start: x as floats, its sums, x as a kernel wants it, products before they are narrowed; of each row. And whether all that was
-// rounded is finite.
+// Memory of one run, made before its threads start: of each row x as floats, its sums, x as a kernel wants it, products before they are narrowed. And
+// whether all that was rounded is finite.
 struct Room {
     std::unique_ptr<Claims[]> claims;
     Scratch x, sums, ready, y, scales, logits;

@@ -207,12 +207,13 @@ def left(server: Live) -> tuple[int, int, int]:
 
 
 def test_nothing_is_left_of_requests(server: Live) -> None:
+    others, _, _ = left(server)  # what other tests in this process still hold
     requests(server, 40, 0)
-    assert until(lambda: left(server)[0] == 0), left(server)
+    assert until(lambda: left(server)[0] <= others), (others, left(server))
     before = left(server)
     requests(server, 80, 1)
     assert until(lambda: left(server)[1] <= before[1] + 1), (before, left(server))
-    assert left(server)[0] == 0 and left(server)[2] <= before[2] + 1
+    assert left(server)[0] <= others and left(server)[2] <= before[2] + 1
 
 
 @pytest.mark.slow

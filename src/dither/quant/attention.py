@@ -1,13 +1,14 @@
-"""Causal attention in less processor time than torch's on CPUs, for the passes over calibration data: the name in torch's functional module
-stands for `dither.kernels.causal_attention` meanwhile. Calls that are not plainly causal (masks, dropout, one query) go to torch unchanged.
+"""Causal attention in less processor time than torch's on CPUs, for the passes over calibration data and the reading of prompts: the name in torch's
+functional module stands for `dither.kernels.causal_attention` meanwhile. Calls that are not plainly causal (masks, dropout, one query) go to torch
+unchanged.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,20 +19,34 @@ from dither.kernels import causal_attention
 SHORT = 128  # tokens of sequences that are left to torch: their attention is a small part of a block's work
 
 
+_theirs = functional.scaled_dot_product_attention
+_lock = threading.Lock()
+_inside = 0  # of `cheap_attention`, by any thread
+
+
 @contextmanager
 def cheap_attention() -> Iterator[None]:
     """Within it, causal bfloat16 attention on the CPU takes `causal_attention`; everything else is as it was. A mode that saw every call would
-    cost more than it saves."""
-    theirs = functional.scaled_dot_product_attention
-
-    def ours(*args: Any, **kwargs: Any) -> Tensor:
-        if not _plainly_causal(*args, **kwargs):
-            return theirs(*args, **kwargs)
-        query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
-        return causal_attention(query, key, value, kwargs.get("scale"))
-
-    with mock.patch.object(functional, "scaled_dot_product_attention", ours):
+    cost more than it saves. Several threads may be within it."""
+    global _theirs, _inside
+    with _lock:
+        if _inside == 0:
+            _theirs, functional.scaled_dot_product_attention = functional.scaled_dot_product_attention, _ours
+        _inside += 1
+    try:
         yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                functional.scaled_dot_product_attention = _theirs
+
+
+def _ours(*args: Any, **kwargs: Any) -> Tensor:
+    if not _plainly_causal(*args, **kwargs):
+        return _theirs(*args, **kwargs)
+    query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
+    return causal_attention(query, key, value, kwargs.get("scale"))
 
 
 def _plainly_causal(

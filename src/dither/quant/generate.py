@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dither.errors import UsageError
+from dither.quant.attention import cheap_attention
 from dither.quant.linear import decoded
 from dither.quant.program.stepper import ProgramStepper
 from dither.quant.prompts import encode, encode_chat, has_chat_template
@@ -67,7 +68,8 @@ def generate(
     show = on_text or (lambda piece: None)
     with decoded(model, few_rows=True):
         step = ProgramStepper(model, torch.tensor([ids], device=next(model.parameters()).device), sampling.max_tokens)
-        scores = step.logits()
+        with cheap_attention():
+            scores = step.logits()
         read = time.perf_counter()
         for made in range(sampling.max_tokens):
             token = chooser.choose(step.logits() if made else scores)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import ModelError
+from dither.quant.attention import cheap_attention
 from dither.quant.attention_names import attention_configs, attention_named
 from dither.quant.cpu_products import FEW_ROWS
 from dither.quant.kv import KNOWN, attention_modules
@@ -62,7 +63,8 @@ class Batch(ABC, Generic[S]):
     def _read(self, prompt: Sequence[int]) -> tuple[Stepper, Tensor]:
         """By the model itself."""
         sequence = Stepper(self.model, torch.tensor([list(prompt)], device=self.device))
-        return sequence, sequence.logits()
+        with cheap_attention():
+            return sequence, sequence.logits()
 
 
 class ByProgram(Batch[KeysValues]):

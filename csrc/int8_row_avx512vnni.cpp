@@ -5,6 +5,7 @@
 //
 // With zero points of the input, q - point has nine bits and a sign: it is the sum of up to three signed bytes, of which a step has as many as it
 // needs, mostly one. Without, it is q.
+#include "fetch_avx512.hpp"
 #include "int8_grid_avx512vbmi.hpp"
 #include "packing.hpp"
 
@@ -144,7 +145,7 @@ inline Int sums_of_four(const Layout<bits>& x, const uint8_t* const* rows, int64
         for (int r = 0; r < 4; ++r) {
             const uint8_t* const from = rows[r] + s * step_bytes;
             codes[r] = s < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
-            _mm_prefetch(reinterpret_cast<const char*>(from + ahead), _MM_HINT_T0);
+            fetch(from + ahead);
         }
         add_part<bits>(codes, q, sum);
         if constexpr (pointed)
@@ -153,12 +154,12 @@ inline Int sums_of_four(const Layout<bits>& x, const uint8_t* const* rows, int64
     return Int::sum4(sum);
 }
 
-// What `grid_at` will want of long rows.
-inline void fetch_grid(const dither::Int8Matmul& p, int64_t o, int64_t g) {
+// What `grid_at` will want next, of rows of so many groups that they do not come at once.
+inline void fetch_groups(const dither::Int8Matmul& p, int64_t o, int64_t g) {
     const int64_t bytes = bytes_of(p.scale_type);
-    for (int64_t r = o; r < o + outputs && r < p.rows; ++r) {
-        _mm_prefetch(static_cast<const char*>(p.scale) + (r * p.groups + g) * bytes, _MM_HINT_T0);
-        if (p.zero) _mm_prefetch(reinterpret_cast<const char*>(p.zero + r * p.groups + g), _MM_HINT_T0);
+    for (int64_t r = o; r < o + outputs; ++r) {
+        fetch(static_cast<const char*>(p.scale) + (r * p.groups + g) * bytes);
+        if (p.zero) fetch(p.zero + r * p.groups + g);
     }
 }
 
@@ -166,14 +167,17 @@ template <int bits, bool pointed>
 void sixteen(const dither::Int8Matmul& p, const Layout<bits>& x, int64_t o) {
     const int64_t stride = dither::packed_stride(p.columns, bits), whole = stride / step_bytes;
     const __mmask64 rest = (__mmask64{1} << stride % step_bytes) - 1;
-    const int64_t ahead = stride < 4096 ? 4096 : 768;  // into the next sixteen rows, or so far in each that what comes stays in the first cache
+    // some tiles on, or of long rows so far in each that what comes stays in the first cache
+    const Ahead tiles(stride, outputs);
+    const int64_t ahead = stride < 4096 ? tiles.bytes : 768;
+    if (p.groups <= 16) fetch_grid(p, o + tiles.rows, outputs);
     const uint8_t* rows[outputs];
     for (int r = 0; r < outputs; ++r) rows[r] = p.packed + (o + r < p.rows ? o + r : p.rows - 1) * stride;
     SixteenGroups grid;
     F32 y = F32::set1(0);
     for (int64_t g = 0, s = 0; g < p.groups;) {
         grid_at(p, o, g, grid);
-        if (g + 16 < p.groups) fetch_grid(p, o, g + 16);
+        if (p.groups > 16) fetch_groups(p, g + 16 < p.groups ? o : o + outputs, g + 16 < p.groups ? g + 16 : 0);
         const auto add = [&](Int of, int k) {  // the next group, the k-th of the sixteen
             const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(grid.zeros[k])));
             of = of - Int{zero} * Int::set1(x.offsets[g++]);

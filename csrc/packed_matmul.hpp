@@ -20,7 +20,7 @@ struct PackedMatmul : PackedWeights {
 };
 
 struct PackedKernel {
-    int64_t (*ready_bytes)(const PackedMatmul&);              // nullptr: x is taken as it is
+    int64_t (*ready_bytes)(const PackedMatmul&);  // nullptr: x is taken as it is
     void (*prepare)(const PackedMatmul&, void* ready);
     void (*rows)(const PackedMatmul&, int64_t first, int64_t last, float* scales);  // scales: [2, G + 32], to be filled
 };

@@ -26,9 +26,7 @@ struct Windows {
         shift = _mm512_load_si512(shifts);
         for (int t = 0; t < 4; ++t) table[t] = meanings(p, 32 * t, (1 << bits) - 1);
     }
-    __m512i load(const uint8_t* from, __mmask64 there) const {
-        return _mm512_srlv_epi16(_mm512_permutexvar_epi8(window, _mm512_maskz_loadu_epi8(there, from)), shift);
-    }
+    __m512i load(__m512i bytes) const { return _mm512_srlv_epi16(_mm512_permutexvar_epi8(window, bytes), shift); }
     __m512i values(__m512i loaded, int k) const {
         const __m512i code = _mm512_srli_epi16(loaded, k * bits);
         if constexpr (bits <= 5) return _mm512_permutexvar_epi16(code, table[0]);
@@ -56,8 +54,7 @@ struct Signed {
         for (int h = 0; h < 2; ++h) table[h] = {_mm512_load_si512(low + 64 * h), _mm512_load_si512(high + 64 * h)};
     }
     static __m512i with_bits(__m512i a, __m512i b, __m512i of) { return _mm512_ternarylogic_epi64(a, b, of, 0xf8); }  // a | (b & of)
-    Halves load(const uint8_t* from, __mmask64 there) const {
-        const __m512i code = _mm512_maskz_loadu_epi8(there, from);
+    Halves load(__m512i code) const {
         const __m512i high = _mm512_permutex2var_epi8(table[0].high, code, table[1].high);
         return {_mm512_permutex2var_epi8(table[0].low, code, table[1].low), with_bits(high, code, _mm512_set1_epi8(-128))};
     }

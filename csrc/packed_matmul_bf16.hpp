@@ -1,6 +1,6 @@
 // Products with packed rows on AVX512_BF16, for every way of finding bfloat16 numbers in the codes (`Decode`):
 //     bits, block (codes a step), bytes (of a step), digits (vectors of 32 numbers a step), codes (of a 16-bit lane, so vectors of x a step)
-//     load(from, there): a step's bytes, or what is made of them once;  values(loaded, k): digit k of every lane, as bfloat16
+//     load(bytes): what is made once of 64 bytes, the step's and maybe some behind them;  values(loaded, k): digit k of every lane, as bfloat16
 // Lane l of 16 bits holds codes [l codes, (l + 1) codes) of a step, and x is brought into this order once a call: vector c holds x[l codes + c]. So
 // vdpbf16ps sums pairs of lanes into lanes of 32 bits, which each lie in one group. A float32 x enters as two bfloat16, x = hi + lo + O(2^-17 x).
 #pragma once
@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include "bfloat16.hpp"
+#include "fetch_avx512.hpp"
 #include "packed_matmul_row.hpp"
 #include "scales_avx512.hpp"
 
@@ -44,99 +45,134 @@ bool fits(const dither::PackedMatmul& p) {
     return p.group >= p.columns || (p.group % lane == 0 && (p.group % block == 0 || block % p.group == 0));
 }
 
-// The row's scales, and zeros behind the last.
-inline void read_row(const dither::PackedMatmul& p, int64_t o, float* scales) {
-    for (int64_t g = 0; g < p.groups; g += 16) _mm512_storeu_ps(scales + g, scales_from(p, o, g));
-    _mm512_storeu_ps(scales + p.groups, _mm512_setzero_ps());
+// lanes i and i + 8, then i + 4, i + 2, i + 1, as _mm512_reduce_add_ps adds them
+void sums_of(const __m512 (&x)[4], float* y) {
+    const auto halves = [](__m512 a, __m512 b) {  // 8 lanes of a, 8 of b
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    };
+    const __m512 ab = halves(x[0], x[1]), cd = halves(x[2], x[3]);
+    const __m512 quads = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));  // 4 lanes of each
+    const __m512 pairs = _mm512_add_ps(quads, _mm512_permute_ps(quads, 0x4E)), all = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xB1));
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(y, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all)));
 }
 
-// What the zero points take off a row's product with a token.
-inline __m512 zeros_off(const dither::PackedMatmul& p, int64_t o, int64_t t, const float* scales) {
-    __m512 total = _mm512_setzero_ps();
-    for (int64_t g = 0; has_late_zeros(p) && g < p.groups; g += 16)
-        total = without_zeros(p, o, g, _mm512_loadu_ps(scales + g), p.sums + t * p.groups, total);
-    return total;
+// How scales come in: at the end of a group, or of a step that holds several. Lane l of a step of several groups lies in group `of_lane[l]` of it.
+struct Groups {
+    int64_t a_step, steps;  // groups of a step; steps of a group
+    __m512i of_lane;
+};
+
+template <class Decode>
+Groups groups_of(const dither::PackedMatmul& p) {
+    if (p.group >= p.columns) return {1, steps<Decode>(p), _mm512_setzero_si512()};
+    if (p.group >= Decode::block) return {1, p.group / Decode::block, _mm512_setzero_si512()};
+    alignas(64) int32_t index[16];
+    for (int lane = 0; lane < 16; ++lane) index[lane] = static_cast<int32_t>(lane * 2 * Decode::codes / p.group);
+    return {Decode::block / p.group, 1, _mm512_load_si512(index)};
 }
 
-// R rows on T tokens: what is loaded of x serves all rows, what is decoded of a row all tokens.
+// R rows of the matrix on T tokens; `x`, `sums` and `y` are those of the first token. A vector of x serves all rows, what is decoded all tokens; the sums
+// hide each other's latency. The scales of sixteen groups stay in a register, from which each group takes its own.
 template <class Decode, bool exact, int R, int T>
-void tile(const dither::PackedMatmul& p, const Decode& decode, int64_t o, int64_t t0, const float* scales, int64_t scales_next, __m512i group_of) {
-    constexpr int parts = exact ? 2 : 1;
-    const int64_t bytes = dither::packed_stride(p.columns, Decode::bits), next = values_a_token<Decode>(p), count = steps<Decode>(p);
-    const uint8_t* const from = p.packed + o * bytes;
-    const uint16_t* x = static_cast<const uint16_t*>(p.ready) + t0 * next;
-    // scales come in at the end of a group, or of a step that holds several
-    const bool long_groups = p.group > Decode::block;
-    const int64_t steps_a_group = !long_groups ? 1 : p.group >= p.columns ? count : p.group / Decode::block;
-    const int64_t groups_a_step = long_groups ? 1 : Decode::block / p.group;
-    int64_t group = 0, until = steps_a_group;
-    const int64_t ahead = R * bytes * ((4096 + R * bytes - 1) / (R * bytes));  // the same place some 4 KiB of rows on: the next ones are fetched meanwhile
-    __m512 total[R][T], sum[R][T];
-    for (int r = 0; r < R; ++r)
+void tile(const dither::PackedMatmul& p, const Decode& decode, const Groups& groups, const Ahead& ahead, int64_t row, const uint16_t* x, const float* sums,
+          float* y) {
+    constexpr int parts = exact ? 2 : 1, shared = Decode::digits / Decode::codes;  // digits of one code
+    constexpr int64_t step_values = 32 * Decode::codes * parts;
+    const int64_t bytes = dither::packed_stride(p.columns, Decode::bits), count = steps<Decode>(p), next_token = count * step_values;
+    const uint8_t* const from = p.packed + row * bytes;
+    const __m512i next = _mm512_set1_epi32(static_cast<int>(groups.a_step));
+    __m512 total[R * T], sum[R * T], scales[R];
+    __m512i group = groups.of_lane;
+    fetch_grid(p, row + ahead.rows, R);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+        scales[r] = scales_from(p, row + r, 0);
+#pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
-            total[r][t] = zeros_off(p, o + r, t0 + t, scales + r * scales_next);
-            sum[r][t] = _mm512_setzero_ps();
+            __m512 off = _mm512_setzero_ps();
+            if (has_late_zeros(p)) {
+                off = without_zeros(p, row + r, 0, scales[r], sums + t * p.groups, off);
+                for (int64_t g = 16; g < p.groups; g += 16) off = without_zeros(p, row + r, g, scales_from(p, row + r, g), sums + t * p.groups, off);
+            }
+            total[r * T + t] = off;
+            sum[r * T + t] = _mm512_setzero_ps();
         }
-    for (int64_t s = 0; s < count; ++s, x += 32 * Decode::codes * parts) {
-        const int64_t at = s * Decode::bytes, left = bytes - at, width = left < Decode::bytes ? left : Decode::bytes;
-        const __mmask64 there = width >= 64 ? ~__mmask64{0} : (__mmask64{1} << width) - 1;
-        decltype(decode.load(from, there)) loaded[R];
+    }
+    for (int64_t s = 0, g = 0, until = groups.steps; s < count; ++s, x += step_values) {
+        const int64_t at = s * Decode::bytes, left = bytes - at;
+        decltype(decode.load(__m512i{})) loaded[R];
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-            loaded[r] = decode.load(from + r * bytes + at, there);
-            if (Decode::bytes == 64 || at % 64 < Decode::bytes) _mm_prefetch(reinterpret_cast<const char*>(from + r * bytes + at + ahead), _MM_HINT_T0);
+            const uint8_t* const codes = from + r * bytes + at;
+            loaded[r] = decode.load(left >= 64 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8((__mmask64{1} << left) - 1, codes));
+            if (Decode::bytes == 64 || at % 64 < Decode::bytes) fetch(codes + ahead.bytes);
         }
 #pragma GCC unroll 8
         for (int k = 0; k < Decode::digits; ++k) {
             __m512bh values[R];
+#pragma GCC unroll 4
             for (int r = 0; r < R; ++r) values[r] = reinterpret_cast<__m512bh>(decode.values(loaded[r], k));
-            constexpr int shared = Decode::digits / Decode::codes;  // digits of one code
-            for (int t = 0; t < T; ++t)
-                for (int part = 0; part < parts; ++part) {
-                    const __m512bh input = reinterpret_cast<__m512bh>(_mm512_loadu_si512(x + t * next + 32 * (k / shared * parts + part)));
-                    for (int r = 0; r < R; ++r) sum[r][t] = _mm512_dpbf16_ps(sum[r][t], values[r], input);
+#pragma GCC unroll 2
+            for (int part = 0; part < parts; ++part)
+#pragma GCC unroll 4
+                for (int t = 0; t < T; ++t) {
+                    const __m512bh input = reinterpret_cast<__m512bh>(_mm512_loadu_si512(x + t * next_token + 32 * (k / shared * parts + part)));
+#pragma GCC unroll 4
+                    for (int r = 0; r < R; ++r) sum[r * T + t] = _mm512_dpbf16_ps(sum[r * T + t], values[r], input);
                 }
         }
         if (--until && s + 1 < count) continue;
-        until = steps_a_group;
+        until = groups.steps;
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-            const __m512 scale = _mm512_permutexvar_ps(group_of, _mm512_loadu_ps(scales + r * scales_next + group));
+            const __m512 scale = _mm512_permutexvar_ps(group, scales[r]);
+#pragma GCC unroll 4
             for (int t = 0; t < T; ++t) {
-                total[r][t] = _mm512_fmadd_ps(scale, sum[r][t], total[r][t]);
-                sum[r][t] = _mm512_setzero_ps();
+                total[r * T + t] = _mm512_fmadd_ps(scale, sum[r * T + t], total[r * T + t]);
+                sum[r * T + t] = _mm512_setzero_ps();
             }
         }
-        group += groups_a_step;
+        group = _mm512_add_epi32(group, next);
+        g += groups.a_step;
+        if (g % 16 != 0) continue;
+        for (int r = 0; g < p.groups && r < R; ++r) scales[r] = scales_from(p, row + r, g);
+        group = groups.of_lane;
     }
+    float of[R * T];
+    if constexpr (R * T >= 4) sums_of({total[0], total[1], total[2], total[3]}, of);
+    if constexpr (R * T == 8) sums_of({total[4], total[5], total[6], total[7]}, of + 4);
+#pragma GCC unroll 4
+    for (int i = R * T / 4 * 4; i < R * T; ++i) of[i] = _mm512_reduce_add_ps(total[i]);
     for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) p.y[(t0 + t) * p.rows + o + r] = _mm512_reduce_add_ps(total[r][t]);
+        for (int t = 0; t < T; ++t) y[t * p.rows + row + r] = of[r * T + t];
 }
 
-template <class Decode, bool exact, int R>
-void rows_of(const dither::PackedMatmul& p, const Decode& decode, int64_t o, float* scales, __m512i group_of) {
-    const int64_t next = p.groups + 32;
-    for (int r = 0; r < R; ++r) read_row(p, o + r, scales + r * next);
-    int64_t t = 0;
-    for (; t + 4 <= p.tokens; t += 4) tile<Decode, exact, R, 4>(p, decode, o, t, scales, next, group_of);
-    for (; t < p.tokens; ++t) tile<Decode, exact, R, 1>(p, decode, o, t, scales, next, group_of);
+template <class Decode, bool exact, int T>
+void rows_of(const dither::PackedMatmul& p, const Decode& decode, const Groups& groups, int64_t t, int64_t first, int64_t last) {
+    constexpr int R = 4;
+    const uint16_t* const x = static_cast<const uint16_t*>(p.ready) + t * values_a_token<Decode>(p);
+    const float* const sums = p.sums + t * p.groups;
+    float* const y = p.y + t * p.rows;
+    const Ahead ahead(dither::packed_stride(p.columns, Decode::bits), R);
+    int64_t o = first;
+    for (; o + R <= last; o += R) tile<Decode, exact, R, T>(p, decode, groups, ahead, o, x, sums, y);
+    for (; o < last; ++o) tile<Decode, exact, 1, T>(p, decode, groups, ahead, o, x, sums, y);
 }
 
 template <class Decode, bool exact>
-void all_rows(const dither::PackedMatmul& p, int64_t first, int64_t last, float* scales) {
+void all_rows(const dither::PackedMatmul& p, int64_t first, int64_t last) {
     const Decode decode(p);
-    alignas(64) int32_t index[16];
-    for (int lane = 0; lane < 16; ++lane) index[lane] = static_cast<int32_t>(p.group >= Decode::block ? 0 : lane * 2 * Decode::codes / p.group);
-    const __m512i group_of = _mm512_load_si512(index);
-    int64_t o = first;
-    for (; o + 2 <= last; o += 2) rows_of<Decode, exact, 2>(p, decode, o, scales, group_of);
-    for (; o < last; ++o) rows_of<Decode, exact, 1>(p, decode, o, scales, group_of);
+    const Groups groups = groups_of<Decode>(p);
+    int64_t t = 0;
+    for (; t + 2 <= p.tokens; t += 2) rows_of<Decode, exact, 2>(p, decode, groups, t, first, last);
+    if (t < p.tokens) rows_of<Decode, exact, 1>(p, decode, groups, t, first, last);
 }
 
 template <class Decode>
-void rows(const dither::PackedMatmul& p, int64_t first, int64_t last, float* scales) {
-    if (p.exact)
-        all_rows<Decode, true>(p, first, last, scales);
-    else
-        all_rows<Decode, false>(p, first, last, scales);
+void rows(const dither::PackedMatmul& p, int64_t first, int64_t last, float*) {
+    if (p.exact) all_rows<Decode, true>(p, first, last);
+    else all_rows<Decode, false>(p, first, last);
 }
 
 template <class Decode>

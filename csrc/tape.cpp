@@ -14,7 +14,6 @@
 #endif
 
 #include "dequantize.hpp"
-#include "packed_row.hpp"
 #include "packing.hpp"
 #include "scratch.hpp"
 #include "team.hpp"
@@ -168,16 +167,12 @@ void multiply(const Products& p, const Run& run, const TapeKernel& kernel, Room&
         // thread 0 may prepare: the others are done with what was before, as they waited below
         for (int t = 0; team.thread == 0 && t < team.threads; ++t) room.claims[t].pieces.store(0, std::memory_order_relaxed);
         PackedKernel packed{};
-        PackedRow short_rows = nullptr;
         std::size_t ready_each = 0;  // kernels want tokens one behind another
         float* const sums = reinterpret_cast<float*>(room.sums.get());
         std::vector<FewInt8> integers;  // of each row
         if (head.kind == Product::packed) {
             PackedMatmul like = head.codes;
             packed = packed_kernel(like, isa);
-#ifdef DITHER_X86
-            if (isa == Isa::avx512 && has_avx512_bf16()) short_rows = packed_row_avx512bf16(like);
-#endif
             if (packed.ready_bytes) ready_each = packed.ready_bytes(like);
             for (int64_t t = 0; t < run.count; ++t) {
                 if (!run.is_of(t, team)) continue;
@@ -200,8 +195,7 @@ void multiply(const Products& p, const Run& run, const TapeKernel& kernel, Room&
             if (one.kind == Product::packed) {
                 PackedMatmul q = one.codes;
                 q.tokens = run.count, q.x = x, q.sums = sums, q.ready = room.ready.get(), q.y = to;
-                if (short_rows) short_rows(q, first, last);
-                else packed.rows(q, first, last, scales);
+                packed.rows(q, first, last, scales);
             } else if (one.kind == Product::rounded) {
                 Int8Matmul q = one.integers;
                 for (int64_t t = 0; t < run.count; ++t) {

@@ -132,6 +132,7 @@ void bind_tape(nb::module_& m) {
         .def("__init__", [](Tape* self, int64_t begin, int64_t bytes, int64_t stride) {
             new (self) Tape(OwnMemory{static_cast<uintptr_t>(begin), static_cast<uintptr_t>(bytes), stride});
         })
+        .def("length", [](Tape& self, int64_t y) { self.add_length(static_cast<float*>(at(y))); })
         .def("lookup", &lookup)
         .def("elementwise", &elementwise)
         .def("multiply", &multiply)

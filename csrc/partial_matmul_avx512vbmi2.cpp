@@ -39,8 +39,9 @@ struct Codes {
     // `at`: the bit of the stream where the first one begins; what lies beyond the stream's end is zero
     __m512i operator()(int64_t at, uint64_t salient, uint64_t plane) const {
         const int64_t left = w.code_bytes - at / 8;
-        const __mmask64 there = left >= 64 ? ~__mmask64{0} : left <= 0 ? 0 : (__mmask64{1} << left) - 1;
-        const __m512i bytes = _mm512_permutexvar_epi8(place, _mm512_maskz_loadu_epi8(there, w.codes + at / 8));
+        const uint8_t* const from = w.codes + at / 8;
+        const __m512i some = left >= 64 ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(left <= 0 ? 0 : (__mmask64{1} << left) - 1, from);
+        const __m512i bytes = _mm512_permutexvar_epi8(place, some);
         const __m512i shift = _mm512_add_epi8(first, _mm512_set1_epi8(static_cast<char>(at % 8)));
         const __m512i dense = _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, bytes), mask);
         const __m512i spread = _mm512_maskz_expand_epi8(salient, dense);

@@ -1,5 +1,6 @@
 // A step of a model as a list of instructions on memory that stays where it is: what torch did to make one token's scores, op by op, done again without
 // torch (dither/quant/recording.py records it). An instruction is one of
+//     a length                  y = how many tokens are before this one
 //     a look-up                 y = row `token` or row `length` of a table, packed (dequantize.hpp) or dense
 //     a function of elements    y = f(a, b), each with strides of its own, rounded to the type that y is stored in
 //     a sum or mean of rows     y[i, j, k] = sum_l a[i, j, k, l]
@@ -130,6 +131,7 @@ TapeKernel tape_kernel_avx512();
 class Tape {
 public:
     explicit Tape(OwnMemory own) : own(own) {}
+    void add_length(float* y);
     void add(const Lookup&);
     void add(const Elementwise&);
     void add(const Products&);
@@ -141,11 +143,12 @@ public:
 
 private:
     struct Step {
-        enum { lookup, elementwise, products, attend } kind;
+        enum { length, lookup, elementwise, products, attend } kind;
         std::size_t index;
     };
     OwnMemory own;
     std::vector<Step> steps;
+    std::vector<float*> lengths;
     std::vector<Lookup> lookups;
     std::vector<Elementwise> functions;
     std::vector<Products> products;

@@ -125,6 +125,17 @@ def test_rows_of_tables(dtype: torch.dtype, bits: int) -> None:
             tape.run([], length, 16, token)
 
 
+def test_the_length_of_each_row() -> None:
+    memory = torch.full((3, 128), 255, dtype=torch.uint8)
+    tape, length = Tape(memory), memory[0, :4].view(torch.float32)
+    tape.length(length)
+    tape.elementwise("mul", memory[0, 64:68].view(torch.float32), length, 2.0)
+    tape.run_rows([Row([], n, 48) for n in (0, 7, 41)])
+    assert memory.view(torch.float32)[:, [0, 16]].tolist() == [[0, 0], [7, 14], [41, 82]]
+    with pytest.raises(ValueError, match="y"):
+        tape.length(memory[0, :4].view(torch.bfloat16))
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_one_row_with_matrices_of_all_kinds(dtype: torch.dtype, threads: int) -> None:

@@ -1,5 +1,6 @@
 """A list of instructions on tensors that stay where they are, run again and again in one C++ call: what a model does for one token, without torch.
 
+    y = length                 how many tokens are before this one
     y = W[token], W[length]    a row of a table, packed (`PackedMatrix`) or dense
     y = f(a), f(a, b)          elements, broadcast as torch does; sums and means over the last axis
     y_i = x W_i^T              one row with several matrices, packed (`PackedMatrix`), packed for x rounded to integers (`Int8Matrix`) or dense: x is
@@ -66,6 +67,14 @@ class Tape:
         self._own = range(0) if memory is None else range(memory.data_ptr(), memory.data_ptr() + memory.shape[1])
         self._native: Any = native.Tape(self._own.start, len(self._own), len(self._own))
         self._held: list[Any] = [memory]
+
+    def length(self, y: Tensor) -> None:
+        """``y [1]`` float32: how many tokens are before the one that is run. ValueError for another."""
+        self._hold("y", y)
+        self._written(y)
+        if y.dtype != torch.float32 or y.numel() != 1:
+            raise ValueError(f"y: {list(y.shape)} {y.dtype} must be one float32")
+        self._native.length(y.data_ptr())
 
     def lookup(self, weight: PackedMatrix | Tensor, y: Tensor, *, by_length: bool = False) -> None:
         """``y [I]``: a row of ``weight``, packed or ``[N, I]`` in the type of y; which one, `run` is told. Dense; ValueError for other shapes and

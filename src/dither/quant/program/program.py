@@ -68,10 +68,10 @@ class Program:
         self.lock = threading.Lock()
         instructions = together(found.instructions)
         memory, rows = Memory(found, instructions, FEW_ROWS), range(FEW_ROWS)
-        self.places = [memory(found.place, row) for row in rows]
         self.lookups: list[tuple[nn.Module, str, list[Tensor]]] = []
         self.scores = [memory(found.logits, row)[0, -1] for row in rows]
         self.tape = Tape(memory.buffer)
+        self.tape.length(memory(found.place).view(1))
         for module, name, y in found.lookups:
             if (table := rows_of(module)) is not None and (isinstance(table, PackedMatrix) or table.dtype == y.dtype):
                 self.tape.lookup(table, memory(y).view(-1), by_length=name == "place")
@@ -90,7 +90,6 @@ class Program:
             one.make_room()
         with self.lock:
             for row, (token, one) in enumerate(zip(tokens, held, strict=True)):
-                self.places[row].fill_(one.length)
                 for module, name, to in self.lookups:
                     to[row].copy_(module(torch.tensor([[token if name == "id" else one.length]])))
             self.tape.run_rows([Row(one.addresses, one.length, one.capacity, token) for token, one in zip(tokens, held, strict=True)])

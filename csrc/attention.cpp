@@ -23,12 +23,12 @@ AttentionKernel choose() {
 
 AttentionLayout attention_layout(const AttentionProblem& p) {
     AttentionLayout layout{};
-    layout.key_panels = ceil_div(p.length, 16);
+    layout.key_panels = ceil_div(p.keys(), 16);
     layout.value_panels = ceil_div(p.value_width, 16);
     layout.key_pairs = layout.key_panels * 8;
     layout.key_lanes = layout.key_panels * (p.width / 2) * 16;
     layout.value_lanes = layout.value_panels * layout.key_pairs * 16;
-    layout.stride = ceil_div(p.length, 64) * 64;
+    layout.stride = ceil_div(p.keys(), 64) * 64;
     return layout;
 }
 

@@ -1,4 +1,4 @@
-// Causal attention O = softmax(scale Q K^T) V, query t seeing keys 0..t, in bfloat16 with float32 sums.
+// Causal attention O = softmax(scale Q K^T) V, query t seeing keys 0..before + t, in bfloat16 with float32 sums.
 //
 // Keys and values of a head are packed once into panels of 16 lanes whose lanes hold two bfloat16 each, as vdpbf16ps wants them: keys by pairs
 // of features, values by pairs of keys. A task is a block of queries of one head: logits of a few rows at a time stay in registers over all
@@ -17,11 +17,15 @@ struct Strides {  // in numbers; features lie next to each other
 };
 
 struct AttentionProblem {
-    int64_t batch, heads, groups, length, width, value_width;  // width: even; groups divides heads
+    int64_t batch, heads, groups, length, width, value_width;  // length: of queries, T; width: even; groups divides heads
+    int64_t before;                                            // keys and values before those of the first query
     float scale;
-    const uint16_t *q, *k, *v;  // bfloat16: [B, H, T, d], [B, G, T, d], [B, G, T, e]
-    Strides q_stride, k_stride, v_stride;
-    uint16_t* out;  // [B, T, H, e], contiguous
+    const uint16_t *q, *k, *v;  // bfloat16: [B, H, T, d], [B, G, before + T, d], [B, G, before + T, e]
+    bool paneled;               // k lies in panels of 16 keys, a feature of all side by side: a panel `k_stride.token` behind another
+    Strides q_stride, k_stride, v_stride, out_stride;
+    uint16_t* out;  // [B, H, T, e]
+
+    int64_t keys() const { return before + length; }
 };
 
 // A head's keys and values as the kernel reads them, and a thread's own memory.

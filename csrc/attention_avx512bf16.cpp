@@ -25,10 +25,17 @@ __m512bh as_pairs(__m512i lanes) { return reinterpret_cast<__m512bh>(lanes); }
 void pack(const AttentionProblem& p, const AttentionLayout& layout, int64_t batch, int64_t group, uint32_t* keys, uint32_t* values) {
     const uint16_t* const k = p.k + batch * p.k_stride.batch + group * p.k_stride.head;
     const int64_t features = p.width / 2;
-    for (int64_t t = 0; t < layout.key_panels * L; ++t) {
+    for (int64_t panel = 0; p.paneled && panel < layout.key_panels; ++panel)
+        for (int64_t i = 0; i < features; ++i) {
+            const auto feature = [&](int64_t f) {
+                return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(k + panel * p.k_stride.token + f * L)));
+            };
+            _mm512_storeu_si512(keys + (panel * features + i) * L, _mm512_or_si512(feature(2 * i), _mm512_slli_epi32(feature(2 * i + 1), 16)));
+        }
+    for (int64_t t = 0; !p.paneled && t < layout.key_panels * L; ++t) {
         uint32_t* const to = keys + t / L * features * L + t % L;
         const uint16_t* const from = k + t * p.k_stride.token;
-        for (int64_t i = 0; i < features; ++i) to[i * L] = t < p.length ? two(from + 2 * i) : 0;
+        for (int64_t i = 0; i < features; ++i) to[i * L] = t < p.keys() ? two(from + 2 * i) : 0;
     }
     const uint16_t* const v = p.v + batch * p.v_stride.batch + group * p.v_stride.head;
     for (int64_t panel = 0; panel < layout.value_panels; ++panel) {
@@ -37,8 +44,8 @@ void pack(const AttentionProblem& p, const AttentionLayout& layout, int64_t batc
         for (int64_t t = 0; t < layout.key_pairs; ++t, values += L) {
             __m512i lanes = _mm512_setzero_si512();
             const uint16_t* const from = v + panel * L + 2 * t * p.v_stride.token;
-            if (2 * t < p.length) lanes = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
-            if (2 * t + 1 < p.length)
+            if (2 * t < p.keys()) lanes = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+            if (2 * t + 1 < p.keys())
                 lanes = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + p.v_stride.token)), 16));
             _mm512_storeu_si512(values, lanes);
         }
@@ -121,7 +128,7 @@ void attend(const AttentionProblem& p, const AttentionLayout& layout, int64_t ba
     const uint16_t* const q = p.q + batch * p.q_stride.batch + head * p.q_stride.head;
     const float factor = p.scale * 1.44269504f;  // e^x = 2^(x log2 e)
     for (int64_t r = 0; r < rows; r += M) {
-        const int64_t here = std::min(M, rows - r), panels = (first + r + here + L - 1) / L;  // of keys that the last row sees
+        const int64_t here = std::min(M, rows - r), panels = (p.before + first + r + here + L - 1) / L;  // of keys that the last row sees
         const uint16_t* left[M];
         for (int64_t m = 0; m < M; ++m) left[m] = q + (first + r + std::min(m, here - 1)) * p.q_stride.token;
         __m512 sum[M][N];
@@ -134,7 +141,7 @@ void attend(const AttentionProblem& p, const AttentionLayout& layout, int64_t ba
         float inverse[M];
         for (int64_t m = 0; m < here; ++m) {
             uint16_t* const to = probabilities + m * layout.stride;
-            inverse[m] = exponentials(logits + m * layout.stride, to, first + r + m + 1, panels * L, factor);
+            inverse[m] = exponentials(logits + m * layout.stride, to, p.before + first + r + m + 1, panels * L, factor);
             left[m] = to;
         }
         for (int64_t m = here; m < M; ++m) left[m] = probabilities;
@@ -147,7 +154,7 @@ void attend(const AttentionProblem& p, const AttentionLayout& layout, int64_t ba
                     const int64_t column = (panel + n) * L, features = p.value_width - column;
                     const __mmask16 mask = features >= L ? 0xffff : static_cast<__mmask16>((1u << features) - 1);
                     const __m512 o = _mm512_mul_ps(sum[m][n], _mm512_set1_ps(inverse[m]));
-                    uint16_t* const to = p.out + ((batch * p.length + first + r + m) * p.heads + head) * p.value_width + column;
+                    uint16_t* const to = p.out + batch * p.out_stride.batch + head * p.out_stride.head + (first + r + m) * p.out_stride.token + column;
                     _mm256_mask_storeu_epi16(to, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(o)));
                 }
         }

@@ -47,7 +47,8 @@ void attention(Heads q, Heads k, Heads v, float scale, nb::ndarray<int16_t, nb::
     p.q_stride = strides_of(q);
     p.k_stride = strides_of(k);
     p.v_stride = strides_of(v);
-    p.out = reinterpret_cast<uint16_t*>(out.data());
+    p.out = reinterpret_cast<uint16_t*>(out.data());  // [B, T, H, e], dense
+    p.out_stride = {p.length * p.heads * p.value_width, p.value_width, p.heads * p.value_width};
     nb::gil_scoped_release release;
     dither::attention(p, threads);
 }

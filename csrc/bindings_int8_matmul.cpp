@@ -25,6 +25,7 @@ bool bound_int8_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits
     p.zero = reinterpret_cast<const uint8_t*>(zero);
     p.middle = middle;
     p.x = reinterpret_cast<const void*>(x);
+    p.x_next = columns;
     p.bfloat16 = bfloat16;
     p.grid = static_cast<TokenGrid>(grid);
     p.divisor = divisor;
@@ -33,6 +34,7 @@ bool bound_int8_matmul(uintptr_t packed, int64_t rows, int64_t columns, int bits
     p.input_middle = input_middle;
     p.step_type = scale_types[step_type];
     p.out = reinterpret_cast<void*>(y);
+    p.out_next = rows;
     p.way = static_cast<Int8Way>(way);
     const Isa chosen = parse_isa(isa);
     nb::gil_scoped_release release;

@@ -30,6 +30,8 @@ void bound_packed_gemm(uintptr_t packed, int64_t rows, int64_t columns, int bits
     p.x = reinterpret_cast<const void*>(x);
     p.bfloat16 = bfloat16;
     p.y = reinterpret_cast<void*>(y);
+    p.x_next = columns;
+    p.y_next = rows;
     p.l1 = l1;
     p.l2 = l2;
     p.way = static_cast<GemmWay>(way);

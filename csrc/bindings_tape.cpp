@@ -111,18 +111,29 @@ void attend(Tape& tape, int64_t layer, std::array<int64_t, 4> sizes, float scale
     tape.add(Attend{layer, sizes[0], sizes[1], sizes[2], sizes[3], scale, static_cast<Element>(type), head(q), head(k), head(v), at(y[0]), y[1]});
 }
 
+std::vector<Attended> attended(const Numbers& row, std::size_t first) {
+    std::vector<Attended> held;
+    for (std::size_t i = first; i + 1 < row.size(); i += 2) held.push_back({at(row[i]), at(row[i + 1])});
+    return held;
+}
+
 // a row: length, capacity, token, then the addresses of each layer's keys and values
 bool run(Tape& tape, const std::vector<Numbers>& rows, const std::string& isa, int threads) {
-    std::vector<std::vector<Attended>> held(rows.size());
+    std::vector<std::vector<Attended>> held;
     std::vector<Row> taken;
-    for (std::size_t t = 0; t < rows.size(); ++t) {
-        const Numbers& row = rows[t];
-        for (std::size_t i = 3; i + 1 < row.size(); i += 2) held[t].push_back({at(row[i]), at(row[i + 1])});
-        taken.push_back({held[t].data(), row[0], row[1], row[2]});
-    }
+    for (const Numbers& row : rows) held.push_back(attended(row, 3));
+    for (std::size_t t = 0; t < rows.size(); ++t) taken.push_back({held[t].data(), rows[t][0], rows[t][1], rows[t][2]});
     const Isa chosen = parse_isa(isa.c_str());
     nb::gil_scoped_release release;
     return tape.run(taken.data(), static_cast<int64_t>(taken.size()), chosen, threads);
+}
+
+// the first row, as `run` has it; the tokens; bytes of a core's caches
+bool read(Tape& tape, const Numbers& first, const Numbers& tokens, int64_t l1, int64_t l2, const std::string& isa, int threads) {
+    const std::vector<Attended> held = attended(first, 3);
+    const Isa chosen = parse_isa(isa.c_str());
+    nb::gil_scoped_release release;
+    return tape.read({held.data(), first[0], first[1], first[2]}, tokens.data(), static_cast<int64_t>(tokens.size()), l1, l2, chosen, threads);
 }
 
 }  // namespace
@@ -137,7 +148,8 @@ void bind_tape(nb::module_& m) {
         .def("elementwise", &elementwise)
         .def("multiply", &multiply)
         .def("attend", &attend)
-        .def("run", &run);
+        .def("run", &run)
+        .def("read", &read);
 }
 
 }  // namespace dither

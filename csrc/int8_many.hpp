@@ -115,7 +115,7 @@ typename K::Float total_before(const Panel& panel, int64_t token, int64_t c) {
 
 template <class T, class Float>
 void put_some(const dither::Int8Matmul& p, int64_t token, int64_t output, Float found) {
-    T* const to = static_cast<T*>(p.out) + token * p.rows + output;
+    T* const to = static_cast<T*>(p.out) + token * p.out_next + output;
     const int64_t n = p.rows - output;
     if (n >= Float::lanes)
         store(to, found);

@@ -62,6 +62,12 @@ struct Inputs {
 
 int64_t width_of(const Int8Matmul& p) { return std::min(p.group, p.columns); }
 
+Int8Matmul with_inputs(Int8Matmul p, const Int8Matmul& like) {
+    p.tokens = like.tokens, p.padded = like.padded, p.q_stride = like.q_stride, p.paired = like.paired;
+    p.q = like.q, p.sums = like.sums, p.steps = like.steps, p.points = like.points, p.ready = like.ready;
+    return p;
+}
+
 void multiply_few(const Int8Matmul& p, const FewInt8& few, int threads) {
     const int64_t tiles = (p.rows + few_outputs - 1) / few_outputs;
     threads = static_cast<int>(std::clamp<int64_t>(threads, 1, tiles));
@@ -123,12 +129,36 @@ bool FewInt8::round() const {
 }
 
 void FewInt8::multiply(const Int8Matmul& p, int64_t first, int64_t last, char* scratch) const {
-    Int8Matmul own = p;
-    own.padded = p_.padded, own.q_stride = p_.q_stride;
-    own.q = p_.q, own.sums = p_.sums, own.steps = p_.steps, own.points = p_.points, own.ready = p_.ready;
+    const Int8Matmul own = with_inputs(p, p_);
     if (row_.rows) row_.rows(own, first, last);
     else kernel_.few(own, first, last, scratch);
 }
+
+ManyInt8::ManyInt8(const Int8Matmul& p, Isa isa) : p_(p), kernel_(choose(p.way, isa)) {
+    p_.padded = multiple(width_of(p), kernel_.depth);
+    p_.q_stride = multiple(p_.groups * p_.padded, 4 * kernel_.lanes) + 4 * kernel_.lanes;
+    p_.paired = width_of(p) <= paired_columns;
+}
+
+std::size_t ManyInt8::input_bytes() const { return Inputs(p_, 0).bytes; }
+
+void ManyInt8::place(char* memory) { Inputs(p_, 0).place(p_, memory); }
+
+bool ManyInt8::round([[maybe_unused]] int threads) {
+    bool finite = true;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : finite)
+    for (int64_t t = 0; t < p_.tokens; ++t) {
+        finite = kernel_.round(p_, t) && finite;
+        for (int64_t g = 0; p_.paired && g < p_.groups; ++g) {
+            int32_t& sum = p_.sums[t * p_.groups + g];
+            sum = (sum & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(p_.points[t]) << 16);
+        }
+    }
+    if (p_.pointed()) add_ones(p_);
+    return finite;
+}
+
+void ManyInt8::multiply(const Int8Matmul& p, int threads) const { multiply_many(with_inputs(p, p_), kernel_, threads); }
 
 bool int8_matmul(Int8Matmul p, Isa isa, [[maybe_unused]] int threads) {
     if (p.rows == 0 || p.tokens == 0) return true;
@@ -144,24 +174,11 @@ bool int8_matmul(Int8Matmul p, Isa isa, [[maybe_unused]] int threads) {
         for (int64_t i = 0; p.bfloat16 && i < count; ++i) static_cast<uint16_t*>(p.out)[i] = to_bfloat16(p.y[i]);
         return finite;
     }
-    const Int8Kernel kernel = choose(p.way, isa);
-    p.padded = multiple(width_of(p), kernel.depth);
-    p.q_stride = multiple(p.groups * p.padded, 4 * kernel.lanes) + 4 * kernel.lanes;
-    const Inputs inputs(p, 0);
-    const Scratch memory = allocate(inputs.bytes);
-    inputs.place(p, memory.get());
-    p.paired = width_of(p) <= paired_columns;
-    bool finite = true;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : finite)
-    for (int64_t t = 0; t < p.tokens; ++t) {
-        finite = kernel.round(p, t) && finite;
-        for (int64_t g = 0; p.paired && g < p.groups; ++g) {
-            int32_t& sum = p.sums[t * p.groups + g];
-            sum = (sum & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(p.points[t]) << 16);
-        }
-    }
-    if (p.pointed()) add_ones(p);
-    multiply_many(p, kernel, threads);
+    ManyInt8 many(p, isa);
+    const Scratch memory = allocate(many.input_bytes());
+    many.place(memory.get());
+    const bool finite = many.round(threads);
+    many.multiply(p, threads);
     return finite;
 }
 

@@ -28,7 +28,8 @@ struct Int8Matmul {
     ScaleStorage scale_type;
     const uint8_t* zero;  // [O, G], or nullptr: `middle` for all
     int32_t middle;
-    const void* x;  // [T, I]
+    const void* x;          // [T, I], a row `x_next` numbers behind another
+    int64_t x_next;
     bool bfloat16;  // the type of x, else float32
     TokenGrid grid;
     float divisor;            // the step is the range of a row over this
@@ -36,7 +37,8 @@ struct Int8Matmul {
     int32_t input_middle;     // of the codes of x: asymmetric ones are stored less this
     ScaleType step_type;
     float* y;   // [T, O], of `few`
-    void* out;  // [T, O], of `many`, in the type of x
+    void* out;  // [T, O], of `many`, in the type of x, a row `out_next` numbers behind another
+    int64_t out_next;
     Int8Way way;
 
     // made by `int8_matmul` or `FewInt8`
@@ -101,6 +103,21 @@ private:
     Int8Matmul p_;
     Int8Kernel kernel_;
     Int8Row row_{};
+};
+
+// The same for any number of rows at once: `multiply` fills `out` of matrices that are like the one given.
+class ManyInt8 {
+public:
+    ManyInt8(const Int8Matmul& p, Isa isa);
+
+    std::size_t input_bytes() const;
+    void place(char* memory);
+    bool round(int threads);
+    void multiply(const Int8Matmul& p, int threads) const;
+
+private:
+    Int8Matmul p_;
+    Int8Kernel kernel_;
 };
 
 // Fills `out`. Whether all of x is finite; rows that are not become NaN.

@@ -92,8 +92,8 @@ bool round_token(const dither::Int8Matmul& p, const X* x, int64_t t) {
 
 template <class V>
 bool round_token(const dither::Int8Matmul& p, int64_t t) {
-    if (p.bfloat16) return round_token<V>(p, static_cast<const dither::BFloat16*>(p.x) + t * p.columns, t);
-    return round_token<V>(p, static_cast<const float*>(p.x) + t * p.columns, t);
+    if (p.bfloat16) return round_token<V>(p, static_cast<const dither::BFloat16*>(p.x) + t * p.x_next, t);
+    return round_token<V>(p, static_cast<const float*>(p.x) + t * p.x_next, t);
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ Plan planned(const PackedGemm& p, const GemmKernel& kernel, int64_t tokens, int 
 // Row t of x, all blocks: to lanes, with zeros behind the last column.
 void pack_row(const PackedGemm& p, const GemmKernel& kernel, const Plan& plan, int64_t first, int64_t t, float* packed) {
     const int64_t whole = p.columns / kernel.columns_a_lane;
-    const char* const row = static_cast<const char*>(p.x) + (first + t) * p.columns * (p.bfloat16 ? 2 : 4);
+    const char* const row = static_cast<const char*>(p.x) + (first + t) * p.x_next * (p.bfloat16 ? 2 : 4);
     const bool widen = p.bfloat16 && kernel.columns_a_lane == 1;
     for (int64_t b = 0; b < plan.blocks; ++b) {
         const int64_t at = b * plan.depth, depth = plan.depth_of(b), there = std::clamp<int64_t>(whole - at, 0, depth);
@@ -100,8 +100,8 @@ void multiply(const PackedGemm& p, const GemmKernel& kernel, const Plan& plan, i
         }
     }
     const int64_t o = panel0 * gemm_panel, count = std::min(p.rows - o, next), element = p.bfloat16 ? 2 : 4;
-    char* y = static_cast<char*>(p.y) + ((first + token0) * p.rows + o) * element;
-    for (int64_t t = 0; t < tokens; ++t, y += p.rows * element, sums += next) kernel.finish(sums, count, y, p.bfloat16);
+    char* y = static_cast<char*>(p.y) + ((first + token0) * p.y_next + o) * element;
+    for (int64_t t = 0; t < tokens; ++t, y += p.y_next * element, sums += next) kernel.finish(sums, count, y, p.bfloat16);
 }
 
 }  // namespace
@@ -109,7 +109,8 @@ void multiply(const PackedGemm& p, const GemmKernel& kernel, const Plan& plan, i
 void packed_gemm(const PackedGemm& p, Isa isa, int threads) {
     if (p.rows == 0 || p.tokens == 0) return;
     if (p.columns == 0) {
-        std::memset(p.y, 0, p.tokens * p.rows * (p.bfloat16 ? 2 : 4));
+        const int64_t element = p.bfloat16 ? 2 : 4;
+        for (int64_t t = 0; t < p.tokens; ++t) std::memset(static_cast<char*>(p.y) + t * p.y_next * element, 0, p.rows * element);
         return;
     }
     const GemmKernel kernel = choose(p, isa);

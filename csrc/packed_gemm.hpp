@@ -24,8 +24,9 @@ enum class GemmWay { best, widened, pairs, emulated };
 
 struct PackedGemm : PackedWeights {
     int64_t tokens;   // T
-    const void* x;    // [T, I]
-    void* y;          // [T, O]
+    const void* x;    // [T, I], a row `x_next` numbers behind another
+    void* y;          // [T, O], a row `y_next` numbers behind another
+    int64_t x_next, y_next;
     bool bfloat16;    // x and y; else float32
     int64_t l1, l2;   // bytes of a core's caches
     GemmWay way;

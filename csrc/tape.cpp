@@ -20,27 +20,6 @@ namespace dither {
 
 namespace {
 
-TapeKernel choose(Isa isa) {
-    switch (isa) {
-#ifdef DITHER_X86
-        case Isa::avx512: return tape_kernel_avx512();
-        case Isa::avx2: return tape_kernel_avx2();
-#endif
-        default: return tape_kernel_scalar();
-    }
-}
-
-Elementwise of_row(Elementwise e, const OwnMemory& own, int64_t row) {
-    for (Place* p : {&e.y, &e.a, &e.b}) p->at = own.of(p->at, row);
-    return e;
-}
-
-Attend of_row(Attend p, const OwnMemory& own, int64_t row) {
-    for (Head* h : {&p.q, &p.k, &p.v}) h->at = own.of(h->at, row);
-    p.y = own.of(p.y, row);
-    return p;
-}
-
 int64_t row_of(const Lookup& p, const Row& row) { return p.by_length ? row.length : row.token; }
 
 // `scales`: [2, groups]
@@ -61,13 +40,12 @@ void look_up(const Lookup& p, int64_t row, void* y, float* scales, Isa isa) {
     row_dequantizer(one, isa)(one, 0);
 }
 
-// this token's keys and values behind those before it
-void append(const Attend& p, const Attended& layer, int64_t length, int64_t capacity) {
-    const std::size_t bytes = bytes_of(p.type);
+template <class Number>
+void append_as(const Attend& p, const Attended& layer, int64_t length, int64_t capacity) {
     const auto copy = [&](const Head& from, int64_t group, int64_t width, void* to, int64_t first, int64_t step) {
-        for (int64_t i = 0; i < width; ++i)
-            std::memcpy(static_cast<char*>(to) + bytes * (first + i * step), static_cast<const char*>(from.at) + bytes * (group * from.head + i * from.feature),
-                        bytes);
+        const Number* const own = static_cast<const Number*>(from.at) + group * from.head;
+        Number* const at = static_cast<Number*>(to) + first;
+        for (int64_t i = 0; i < width; ++i) at[i * step] = own[i * from.feature];
     };
     for (int64_t g = 0; g < p.groups; ++g) {
         copy(p.k, g, p.width, layer.keys, (g * capacity + length / key_panel * key_panel) * p.width + length % key_panel, key_panel);
@@ -79,7 +57,7 @@ void append(const Attend& p, const Attended& layer, int64_t length, int64_t capa
 void attend(const Attend& p, const Run& run) {
     const Team& team = run.team;
     for (int64_t t = 0; t < run.count; ++t)
-        if (run.is_mine(t)) append(of_row(p, run.own, t), run.rows[t].layers[p.layer], run.rows[t].length, run.rows[t].capacity);
+        if (run.is_mine(t)) append(of_row(p, run.own, t), run.rows[t]);
     team.wait();
     for (int64_t t = 0; t < run.count; ++t) {
         const Row& row = run.rows[t];
@@ -99,6 +77,32 @@ void attend(const Attend& p, const Run& run) {
 }
 
 }  // namespace
+
+Elementwise of_row(Elementwise e, const OwnMemory& own, int64_t row) {
+    for (Place* p : {&e.y, &e.a, &e.b}) p->at = own.of(p->at, row);
+    return e;
+}
+
+Attend of_row(Attend p, const OwnMemory& own, int64_t row) {
+    for (Head* h : {&p.q, &p.k, &p.v}) h->at = own.of(h->at, row);
+    p.y = own.of(p.y, row);
+    return p;
+}
+
+void append(const Attend& p, const Row& row) {
+    if (p.type == Element::float32) append_as<float>(p, row.layers[p.layer], row.length, row.capacity);
+    else append_as<uint16_t>(p, row.layers[p.layer], row.length, row.capacity);
+}
+
+TapeKernel tape_kernel(Isa isa) {
+    switch (isa) {
+#ifdef DITHER_X86
+        case Isa::avx512: return tape_kernel_avx512();
+        case Isa::avx2: return tape_kernel_avx2();
+#endif
+        default: return tape_kernel_scalar();
+    }
+}
 
 void Tape::add_length(float* y) {
     steps.push_back({Step::length, lengths.size()});
@@ -132,21 +136,41 @@ void Tape::add(const Attend& a) {
     attentions.push_back(a);
 }
 
-bool Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int threads) {
+void Tape::check(const Row& row) const {
+    for (const Lookup& p : lookups) {
+        const int64_t rows = p.packed ? p.codes.rows : p.dense.rows, at = row_of(p, row);
+        if (at < 0 || at >= rows) throw std::out_of_range("row " + std::to_string(at) + " of a table of " + std::to_string(rows));
+    }
+}
+
+int64_t Tape::most_groups() const {
+    int64_t most = 0;
+    for (const Lookup& p : lookups)
+        if (p.packed) most = std::max(most, p.codes.groups);
+    return most;
+}
+
+void Tape::narrow(const Step& step, const Row& row, int64_t place, const OwnMemory& memory, const TapeKernel& kernel, float* scales, Isa isa) const {
+    if (step.kind == Step::length) *static_cast<float*>(memory.of(lengths[step.index], place)) = static_cast<float>(row.length);
+    else if (step.kind == Step::elementwise) kernel.elementwise(of_row(functions[step.index], memory, place));
+    else if (const Lookup& p = lookups[step.index]; true) look_up(p, row_of(p, row), memory.of(p.y, place), scales, isa);
+}
+
+bool Tape::run(const Row* rows, int64_t count, Isa isa, int threads) {
+    for (int64_t t = 0; t < count; ++t) check(rows[t]);
+    return run(rows, count, own, 0, steps.size(), isa, threads);
+}
+
+bool Tape::run(const Row* rows, int64_t count, const OwnMemory& memory, std::size_t from, std::size_t to, Isa isa, [[maybe_unused]] int threads) {
     threads = std::max(threads, 1);
 #ifndef _OPENMP
     threads = 1;
 #endif
     ProductSizes most{};
-    for (const Lookup& p : lookups) {
-        const int64_t last = p.packed ? p.codes.rows : p.dense.rows;
-        for (int64_t t = 0; t < count; ++t)
-            if (const int64_t row = row_of(p, rows[t]); row < 0 || row >= last)
-                throw std::out_of_range("row " + std::to_string(row) + " of a table of " + std::to_string(last));
-        if (p.packed) most.groups = std::max<std::size_t>(most.groups, p.codes.groups);
-    }
-    for (const Products& p : products) {
-        const ProductSizes found = sizes_of(p, isa);
+    most.groups = most_groups();
+    for (std::size_t s = from; s < to; ++s) {
+        if (steps[s].kind != Step::products) continue;
+        const ProductSizes found = sizes_of(products[steps[s].index], isa);
         most.columns = std::max(most.columns, found.columns), most.groups = std::max(most.groups, found.groups);
         most.ready = std::max(most.ready, found.ready), most.outputs = std::max(most.outputs, found.outputs);
         most.scratch = std::max(most.scratch, found.scratch);
@@ -162,7 +186,7 @@ bool Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int thr
     room.scales = allocate(threads * (room.scales_each = round_up(std::max(2 * sizeof(float) * (most.groups + 32), most.scratch))));
     room.logits_stride = (longest / key_panel + 1) * key_panel;
     room.logits = allocate(threads * (room.logits_each = round_up(sizeof(float) * heads_at_once * room.logits_stride)));
-    const TapeKernel kernel = choose(isa);
+    const TapeKernel kernel = tape_kernel(isa);
     Meeting meeting;
 #pragma omp parallel num_threads(threads)
     {
@@ -171,25 +195,14 @@ bool Tape::run(const Row* rows, int64_t count, Isa isa, [[maybe_unused]] int thr
 #else
         const Team team{0, 1, &meeting};
 #endif
-        const Run run{rows, count, own, isa, kernel, room, team};
-        const auto mine = [&](auto work) {
-            for (int64_t t = 0; t < count; ++t)
-                if (run.is_mine(t)) work(t);
-        };
-        for (const Step& step : steps) {
-            switch (step.kind) {
-                case Step::length:
-                    mine([&](int64_t t) { *static_cast<float*>(own.of(lengths[step.index], t)) = static_cast<float>(rows[t].length); });
-                    break;
-                case Step::lookup: {
-                    const Lookup& p = lookups[step.index];
-                    mine([&](int64_t t) { look_up(p, row_of(p, rows[t]), own.of(p.y, t), run.scales(), isa); });
-                    break;
-                }
-                case Step::elementwise: mine([&](int64_t t) { kernel.elementwise(of_row(functions[step.index], own, t)); }); break;
-                case Step::products: multiply(products[step.index], run); break;
-                case Step::attend: attend(attentions[step.index], run); break;
-            }
+        const Run run{rows, count, memory, isa, kernel, room, team};
+        for (std::size_t s = from; s < to; ++s) {
+            const Step& step = steps[s];
+            if (step.kind == Step::products) multiply(products[step.index], run);
+            else if (step.kind == Step::attend) attend(attentions[step.index], run);
+            else
+                for (int64_t t = 0; t < count; ++t)
+                    if (run.is_mine(t)) narrow(step, rows[t], t, memory, kernel, run.scales(), isa);
         }
     }
     return room.finite;

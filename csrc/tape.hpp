@@ -7,7 +7,8 @@
 //     products                  one row x with several matrices, packed (packed_matmul.hpp), packed for x rounded to integers (int8_matmul.hpp) or dense
 //     attention                 one query a head over the keys and values so far, to which this token's are added first
 // Several rows, each a token of a sequence of its own, may be run at once: each has memory of its own, only products read weights once for all of them,
-// and a row's numbers do not depend on the others.
+// and a row's numbers do not depend on the others. Many tokens of one sequence may be read at once (tape_prompt.cpp), by the products and the attention of
+// prompts, whose sums go in another order.
 // Elements are float32 or bfloat16 in memory and float32 in registers. The list runs in one parallel region: what is wide is cut by rows or heads, so
 // numbers do not depend on the number of threads; the rest is one thread's.
 #pragma once
@@ -105,11 +106,11 @@ struct Row {
 // Memory that each row has for itself. Instructions name that of row 0; row t's lies t strides behind, and what lies elsewhere is one for all.
 struct OwnMemory {
     uintptr_t begin = 0, bytes = 0;
-    int64_t stride = 0;
+    int64_t stride = 0, first = 0;  // which row of the memory is row 0 of what is run
 
-    void* of(const void* first, int64_t row) const {
-        const auto at = reinterpret_cast<uintptr_t>(first);
-        return reinterpret_cast<void*>(at - begin < bytes ? at + static_cast<uintptr_t>(row * stride) : at);
+    bool holds(const void* at) const { return reinterpret_cast<uintptr_t>(at) - begin < bytes; }
+    void* of(const void* at, int64_t row) const {
+        return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(at) + (holds(at) ? static_cast<uintptr_t>((first + row) * stride) : 0));
     }
 };
 
@@ -141,11 +142,21 @@ public:
     // that are not are NaN.
     bool run(const Row* rows, int64_t count, Isa isa, int threads);
 
+    // `count` tokens behind the first, of its sequence. What comes after the last attention is done for the last of them alone; its memory is row
+    // `count` - 1. l1, l2: bytes of a core's caches.
+    bool read(const Row& first, const int64_t* tokens, int64_t count, int64_t l1, int64_t l2, Isa isa, int threads);
+
 private:
     struct Step {
         enum { length, lookup, elementwise, products, attend } kind;
         std::size_t index;
+        bool is_narrow() const { return kind < products; }
     };
+    void check(const Row&) const;
+    int64_t most_groups() const;  // of looked-up rows
+    void narrow(const Step&, const Row&, int64_t place, const OwnMemory&, const TapeKernel&, float* scales, Isa) const;
+    bool run(const Row* rows, int64_t count, const OwnMemory&, std::size_t from, std::size_t to, Isa isa, int threads);
+
     OwnMemory own;
     std::vector<Step> steps;
     std::vector<float*> lengths;

@@ -98,13 +98,6 @@ void share(const Product* of, const Product* end, int64_t tokens, float* y, Clai
     }
 }
 
-// Of the products that stand together from `of` on, those whose x is prepared alike.
-const Product* end_of_alike(const Product* of, const Product* end) {
-    const Product& head = *of;
-    while (++of != end && same_preparation(*of, head)) {}
-    return of;
-}
-
 // x as products of one kind want it.
 struct Prepared {
     PackedKernel packed{};
@@ -142,6 +135,12 @@ Prepared prepare(const Product& head, const void* own, const float* x, const Run
 }
 
 }  // namespace
+
+const Product* end_of_alike(const Product* of, const Product* end) {
+    const Product& head = *of;
+    while (++of != end && same_preparation(*of, head)) {}
+    return of;
+}
 
 ProductSizes sizes_of(const Products& p, Isa isa) {
     ProductSizes found{static_cast<std::size_t>(p.columns), 0, 0, 0, 0};

@@ -45,11 +45,18 @@ struct Run {
 };
 
 void multiply(const Products&, const Run&);
+void append(const Attend&, const Row&);  // a token's keys and values behind those before it
+Elementwise of_row(Elementwise, const OwnMemory&, int64_t row);
+Attend of_row(Attend, const OwnMemory&, int64_t row);
+TapeKernel tape_kernel(Isa);
 
 // What the room must hold for products of a row.
 struct ProductSizes {
     std::size_t columns, groups, ready, outputs, scratch;  // numbers; of `ready` and `scratch`: bytes
 };
 ProductSizes sizes_of(const Products&, Isa);
+
+// Of the products that stand together from `of` on, those whose x is prepared alike.
+const Product* end_of_alike(const Product* of, const Product* end);
 
 }  // namespace dither

@@ -8,7 +8,8 @@
     y = softmax(scale q K^T) V one query a head over all keys so far, to which this token's are added first
 
 Several tokens, each of a sequence of its own, may be run at once (`Tape.run_rows`): matrices are then read once for all of them, everything else
-goes row by row, and a row's results are, to the last bit, those it has alone.
+goes row by row, and a row's results are, to the last bit, those it has alone. Many tokens of one sequence may be read at once (`Tape.read`): products
+and attention are then those of prompts, whose sums go in another order.
 
 Numbers are float32 in registers and rounded to the type of y, float32 or bfloat16. Time is that of reading the matrices once; an instruction on a few
 hundred elements takes some tens of nanoseconds. Results do not depend on the number of threads. There is no torch reference: what is on a tape was
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dither.kernels.caches import cache_bytes
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.int8_matmul import GRIDS, Int8Matrix
 from dither.kernels.packed_matmul import SCALES, PackedMatrix
@@ -141,10 +143,17 @@ class Tape:
         if not 0 < len(rows) <= self._rows:
             raise ValueError(f"rows: must be 1 .. {self._rows}, not {len(rows)}")
         for row in rows:
-            if not 0 <= row.length < row.capacity or row.capacity % PANEL:
-                raise ValueError(f"length: must be 0 .. capacity - 1 and capacity a multiple of {PANEL}, not {row.length} and {row.capacity}")
-        if not self._native.run([[row.length, row.capacity, row.token, *row.layers] for row in rows], isa(), threads()):
-            raise ValueError("x: a row that is to be rounded to integers holds NaN or inf")
+            _check_room(row, 1)
+        _check_finite(self._native.run([[row.length, row.capacity, row.token, *row.layers] for row in rows], isa(), threads()))
+
+    def read(self, row: Row, tokens: Sequence[int]) -> None:
+        """``tokens`` of one sequence, the first at the place of ``row``, whose own token is not used; as many as the memory has rows, or fewer. The
+        last one is in row ``len(tokens) - 1``; what comes after the last attention is done for it alone. The same errors as of `run_rows`."""
+        if not 0 < len(tokens) <= self._rows:
+            raise ValueError(f"tokens: must be 1 .. {self._rows}, not {len(tokens)}")
+        _check_room(row, len(tokens))
+        caches = cache_bytes(1), cache_bytes(2)
+        _check_finite(self._native.read([row.length, row.capacity, 0, *row.layers], list(tokens), *caches, isa(), threads()))
 
     def _matrix(self, weight: PackedMatrix | Int8Matrix | Tensor, y: Tensor) -> tuple[list[int], list[float], list[int]]:
         """A matrix and its result as numbers (csrc/bindings_tape.cpp), and its shape."""
@@ -180,6 +189,16 @@ class Tape:
     def _written(self, y: Tensor) -> None:
         if self._rows > 1 and y.numel() and y.data_ptr() not in self._own:
             raise ValueError(f"y: a tensor of shape {list(y.shape)} lies outside the memory, where all {self._rows} rows would write to it")
+
+
+def _check_room(row: Row, tokens: int) -> None:
+    if not 0 <= row.length <= row.capacity - tokens or row.capacity % PANEL:
+        raise ValueError(f"length: must be 0 .. capacity - {tokens} and capacity a multiple of {PANEL}, not {row.length} and {row.capacity}")
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise ValueError("x: a row that is to be rounded to integers holds NaN or inf")
 
 
 def _broadcast(name: str, x: Tensor, y: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class ByProgram(Batch[KeysValues]):
         sequence, logits = self._read(prompt)
         if not is_plain(sequence.cache):
             raise ModelError("its cache of this prompt is not one of keys and values alone")
-        return KeysValues(sequence.cache), logits
+        return KeysValues.of(sequence.cache), logits
 
     def step(self, sequences: Sequence[KeysValues], tokens: Sequence[int]) -> list[Tensor]:
         return self.program.step_rows(tokens, sequences)

@@ -17,7 +17,7 @@ _LINE = 64  # bytes
 
 
 class Memory:
-    """``memory(x, row)``: the tensor that stands for a recorded one. ``buffer [rows, bytes]``; a row that is never run takes no memory, only
+    """``memory(x)``: the tensor that stands for a recorded one. ``buffer [rows, bytes]``; a row that is never run takes no memory, only
     addresses."""
 
     def __init__(self, found: Record, instructions: Sequence[Group], rows: int = 1) -> None:
@@ -47,13 +47,14 @@ class Memory:
         self.buffer = whole[start : start + rows * each].view(rows, each)
         self.sizes = sizes
 
-    def __call__(self, x: Tensor, row: int = 0) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.rows(x)[0] if storage(x) in self.places else x if x.dtype in ELEMENTS else x.float()
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Those of all rows, ``[rows, *x.shape]``."""
         key = storage(x)
-        if key not in self.places:
-            return x if x.dtype in ELEMENTS else x.float()
-        at = self.places[key]
-        own = self.buffer[row, at : at + self.sizes[key]].view(element(x))
-        return own.as_strided(x.shape, x.stride(), own.storage_offset() + x.storage_offset())
+        own = self.buffer[:, self.places[key] : self.places[key] + self.sizes[key]].view(element(x))
+        return own.as_strided((own.shape[0], *x.shape), (own.stride(0), *x.stride()), own.storage_offset() + x.storage_offset())
 
 
 def element(x: Tensor) -> torch.dtype:

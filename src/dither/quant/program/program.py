@@ -1,4 +1,5 @@
-"""A recorded step as a program: its instructions on a `dither.kernels.tape.Tape`, with keys and values of its own, for one sequence or a few at once.
+"""A recorded step as a program: its instructions on a `dither.kernels.tape.Tape`, with keys and values of its own, for one sequence or a few at once, or
+for many tokens of a prompt.
 
 Products of the same row stand together, so that its preparation serves all.
 """
@@ -22,22 +23,29 @@ from dither.quant.program.instructions import Attend, Elementwise, Instruction, 
 from dither.quant.program.memory import Group, Memory
 
 _SPARE = 64  # tokens that keys and values have room for at the least
+PIECE = 512  # tokens of a prompt that are read at once; each takes as much memory as a step
 
 
 class KeysValues:
-    """Of one sequence: for each layer keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``. ``cache``: of transformers, whose
-    tokens are copied."""
+    """Of one sequence: for each layer keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``, in turns; ``length``: tokens that they
+    hold."""
 
-    def __init__(self, cache: DynamicCache) -> None:
+    def __init__(self, held: list[Tensor], length: int) -> None:
+        self.length, self.capacity = length, held[1].shape[1]
+        self.held = held
+        self.addresses = [t.data_ptr() for t in held]
+
+    @classmethod
+    def of(cls, cache: DynamicCache) -> KeysValues:
+        """A copy of what transformers' cache holds."""
         layers: list[Any] = list(cache.layers)
-        self.length = cache.get_seq_length()
-        self.capacity = _room(self.length)
-        self.held: list[Tensor] = []
+        length = cache.get_seq_length()
+        held = []
         for layer in layers:
-            keys, values = (t[0].new_zeros(t.shape[1], self.capacity, t.shape[3]) for t in (layer.keys, layer.values))  # [G, capacity, d]
-            keys[:, : self.length], values[:, : self.length] = layer.keys[0], layer.values[0]
-            self.held += [keys.unflatten(1, (-1, PANEL)).transpose(2, 3).contiguous(), values]
-        self.addresses = [t.data_ptr() for t in self.held]
+            keys, values = (t[0].new_zeros(t.shape[1], _room(length), t.shape[3]) for t in (layer.keys, layer.values))  # [G, capacity, d]
+            keys[:, :length], values[:, :length] = layer.keys[0], layer.values[0]
+            held += [keys.unflatten(1, (-1, PANEL)).transpose(2, 3).contiguous(), values]
+        return cls(held, length)
 
     def copy(self) -> KeysValues:
         """The same sequence again, to go on in another way."""
@@ -46,11 +54,12 @@ class KeysValues:
         twin.addresses = [t.data_ptr() for t in twin.held]
         return twin
 
-    def make_room(self) -> None:
-        if self.length < self.capacity:
+    def make_room(self, tokens: int = 1) -> None:
+        """For so many more."""
+        if self.length + tokens <= self.capacity:
             return
-        before, self.capacity = self.held, _room(self.length)
-        self.held = [t.new_zeros(t.shape[0], self.capacity * t.shape[1] // self.length, *t.shape[2:]) for t in before]
+        before, old_capacity, self.capacity = self.held, self.capacity, _room(self.length + tokens - 1)
+        self.held = [t.new_zeros(t.shape[0], self.capacity * t.shape[1] // old_capacity, *t.shape[2:]) for t in before]
         for new, old in zip(self.held, before, strict=True):
             new[:, : old.shape[1]] = old
         self.addresses = [t.data_ptr() for t in self.held]
@@ -67,18 +76,45 @@ class Program:
     def __init__(self, found: Record) -> None:
         self.lock = threading.Lock()
         instructions = together(found.instructions)
-        memory, rows = Memory(found, instructions, FEW_ROWS), range(FEW_ROWS)
-        self.lookups: list[tuple[nn.Module, str, list[Tensor]]] = []
-        self.scores = [memory(found.logits, row)[0, -1] for row in rows]
+        memory = Memory(found, instructions, PIECE)
+        self.lookups: list[tuple[nn.Module, str, Tensor]] = []  # and where the rows of all tokens go, [PIECE, 1, 1, d]
+        self.scores = memory.rows(found.logits)[:, 0, -1]
+        self.empty = [(i.k, i.v) for i in sorted((i for i in found.instructions if isinstance(i, Attend)), key=lambda i: i.layer)]
+        weights = [i.weight for i in found.instructions if isinstance(i, Multiply)]
+        self.reads_prompts = not any(isinstance(w, Tensor) for w in weights[:-1])
         self.tape = Tape(memory.buffer)
         self.tape.length(memory(found.place).view(1))
         for module, name, y in found.lookups:
             if (table := rows_of(module)) is not None and (isinstance(table, PackedMatrix) or table.dtype == y.dtype):
                 self.tape.lookup(table, memory(y).view(-1), by_length=name == "place")
             else:
-                self.lookups.append((module, name, [memory(y, row) for row in rows]))
+                self.lookups.append((module, name, memory.rows(y)))
         for group in instructions:
             write_on(self.tape, group, memory, memory)
+
+    def start(self, tokens: int) -> KeysValues:
+        """Nothing yet, with room for so many tokens and some more."""
+        capacity = _room(tokens)
+        sizes = [((k.shape[0], capacity // PANEL, k.shape[1], PANEL), (v.shape[0], capacity, v.shape[1])) for k, v in self.empty]
+        return KeysValues([t.new_zeros(size) for pair, both in zip(self.empty, sizes, strict=True) for t, size in zip(pair, both, strict=True)], 0)
+
+    def read(self, tokens: Sequence[int], held: KeysValues) -> Tensor:
+        """The scores ``[V]`` behind many more tokens, float32; their keys and values join ``held``. Pieces of `PIECE` tokens at once, so that memory
+        does not grow with a prompt; near what steps give, as sums go in another order. ``reads_prompts``: whether this is fast, as it is not where layers
+        are dense."""
+        for first in range(0, len(tokens), PIECE):
+            scores = self._read_piece(tokens[first : first + PIECE], held)
+        return scores
+
+    def _read_piece(self, tokens: Sequence[int], held: KeysValues) -> Tensor:
+        held.make_room(len(tokens))
+        with self.lock:
+            for module, name, to in self.lookups:
+                numbers = tokens if name == "id" else range(held.length, held.length + len(tokens))
+                to[: len(tokens)].copy_(module(torch.tensor([*numbers])[:, None])[:, None])
+            self.tape.read(Row(held.addresses, held.length, held.capacity), tokens)
+            held.length += len(tokens)
+            return self.scores[len(tokens) - 1].to(torch.float32, copy=True)
 
     def step(self, token: int, held: KeysValues) -> Tensor:
         """The scores ``[V]`` behind one more token, float32; its keys and values join ``held``."""

@@ -80,7 +80,7 @@ def _checked(model: nn.Module) -> Program:
         if not same(one, other):
             raise Unrecordable("what is done depends on the place")
         _proved(one, len(cache.layers))
-        program, held = Program(one), KeysValues(cache)
+        program, held = Program(one), KeysValues.of(cache)
         apart = []
         for token in _PROBE[3:]:
             stepper.append(token)

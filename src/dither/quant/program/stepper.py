@@ -1,4 +1,4 @@
-"""One sequence, stepped by a program where the model has one."""
+"""One sequence, read and stepped by a program where the model has one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dither.quant.program.program import KeysValues, Program
 from dither.quant.program.proof import is_plain, program_for
 from dither.quant.stepping import Stepper
 
-_WORTH = 16  # tokens
+_WORTH = 16  # tokens to be made
+_LONG = 256  # tokens of a prompt, which then waits for the program
+_VERY_LONG = 2048  # which is worth a program by itself
 
 
 class ProgramStepper(Stepper):
-    """A `Stepper` that steps by a program, where the model has one; the prompt is read by the model. ``tokens``: how many will be made; a program is
-    worth its making from some `_WORTH` on."""
+    """A `Stepper` that steps by a program, where the model has one. ``tokens``: how many will be made; a program is worth its making from some `_WORTH`
+    on. The model reads a short prompt itself, before its program is made."""
 
     def __init__(self, model: nn.Module, ids: Tensor, tokens: int) -> None:
         super().__init__(model, ids)
@@ -24,9 +26,14 @@ class ProgramStepper(Stepper):
     def logits(self) -> Tensor:
         if self.program is not None and self.held is not None:
             return self.program.step(self.token, self.held)
+        worth, prompt = self.tokens >= _WORTH, self.cached and self.cache is None
+        if prompt and ((worth and self.length >= _LONG) or self.length >= _VERY_LONG):
+            if (program := program_for(self.model)) is not None and program.reads_prompts:
+                self.program, self.held = program, program.start(self.length + self.tokens)
+                return program.read(self.ids[0].tolist(), self.held)
         row = super().logits()
-        if self.tokens >= _WORTH and self.cached and is_plain(self.cache) and (program := program_for(self.model)) is not None:
-            self.program, self.held, self.cache = program, KeysValues(self.cache), None
+        if worth and self.cached and is_plain(self.cache) and (program := program_for(self.model)) is not None:
+            self.program, self.held, self.cache = program, KeysValues.of(self.cache), None
         return row
 
     def append(self, token: int) -> None:

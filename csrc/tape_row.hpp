@@ -46,7 +46,7 @@ F32 each_lane(F32 x, F f) {
     return F32::load(lanes);
 }
 
-inline F32 apply(Function function, F32 a, F32 b) {
+__attribute__((always_inline)) inline F32 apply(Function function, F32 a, F32 b) {
     switch (function) {
         case Function::copy: return a;
         case Function::add: return a + b;
@@ -84,20 +84,25 @@ inline float sum_of(F32 x) {
     return sum;
 }
 
-inline float summed(const Place& a, int64_t from, int64_t count) {
+template <class T>
+float summed(const T* a, int64_t count) {
     F32 sum[4] = {F32::set1(0), F32::set1(0), F32::set1(0), F32::set1(0)};
     int64_t i = 0;
-    if (a.stride[3] == 1) {
-        for (; i + 4 * L <= count; i += 4 * L)
-            for (int j = 0; j < 4; ++j) sum[j] = sum[j] + get(a.at, a.type, from + i + j * L);
-        for (; i < count; i += L) {
-            const int64_t left = count - i;
-            sum[0] = sum[0] + (left >= L ? get(a.at, a.type, from + i) : get_first(a.at, a.type, from + i, left));
-        }
-        return sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; i + 4 * L <= count; i += 4 * L)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sum[j] = sum[j] + load(a + i + j * L);
+    for (; i < count; i += L) {
+        const int64_t left = count - i;
+        sum[0] = sum[0] + (left >= L ? load(a + i) : load_first(a + i, left, 0.0f));
     }
+    return sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+inline float summed(const Place& a, int64_t from, int64_t count) {
+    if (a.stride[3] == 1)
+        return a.type == Element::float32 ? summed(static_cast<const float*>(a.at) + from, count) : summed(static_cast<const BFloat16*>(a.at) + from, count);
     float total = 0;
-    for (; i < count; ++i) total += one(a.at, a.type, from + i * a.stride[3]);
+    for (int64_t i = 0; i < count; ++i) total += one(a.at, a.type, from + i * a.stride[3]);
     return total;
 }
 
@@ -126,20 +131,69 @@ inline void run_of(const Elementwise& e, int64_t y, int64_t a, int64_t b) {
     }
 }
 
-inline void elementwise(const Elementwise& e) {
-    const bool reduces = e.function == Function::sum || e.function == Function::mean;
+// The functions that models are mostly made of, on elements that lie side by side: B is the type of b, or Repeated for one number.
+struct Repeated {};
+
+template <Function function, class Y, class A, class B>
+void flat(const Elementwise& e, int64_t y, int64_t a, int64_t b) {
+    Y* const to = static_cast<Y*>(e.y.at) + y;
+    const A* const left = static_cast<const A*>(e.a.at) + a;
+    const int64_t count = e.size[3];
+    const auto loop = [&](auto right, auto right_first) __attribute__((always_inline)) {
+        int64_t i = 0;
+        for (; i + L <= count; i += L) store(to + i, apply(function, load(left + i), right(i)));
+        if (const int64_t n = count - i; n > 0) store_first(to + i, apply(function, load_first(left + i, n, 0.0f), right_first(i, n)), n);
+    };
+    if constexpr (__is_same(B, Repeated)) {
+        const F32 value = F32::set1(e.constant ? e.value : one(e.b.at, e.b.type, b));
+        loop([=](int64_t) { return value; }, [=](int64_t, int64_t) { return value; });
+    } else {
+        const B* const from = static_cast<const B*>(e.b.at) + b;
+        loop([=](int64_t i) { return load(from + i); }, [=](int64_t i, int64_t n) { return load_first(from + i, n, 0.0f); });
+    }
+}
+
+using RunOf = void (*)(const Elementwise&, int64_t y, int64_t a, int64_t b);
+
+template <Function function, class B>
+RunOf flat_of_types(const Elementwise& e) {
+    const bool narrow_a = e.a.type == Element::bfloat16;
+    if (e.y.type == Element::bfloat16) return narrow_a ? flat<function, BFloat16, BFloat16, B> : flat<function, BFloat16, float, B>;
+    return narrow_a ? flat<function, float, BFloat16, B> : flat<function, float, float, B>;
+}
+
+template <Function function>
+RunOf flat_of_two(const Elementwise& e) {
+    if (e.constant || e.b.stride[3] == 0) return flat_of_types<function, Repeated>(e);
+    return e.b.type == Element::bfloat16 ? flat_of_types<function, BFloat16>(e) : flat_of_types<function, float>(e);
+}
+
+inline RunOf run_for(const Elementwise& e) {
+    if (e.y.stride[3] != 1 || e.a.stride[3] != 1 || (!e.constant && e.b.stride[3] != 0 && e.b.stride[3] != 1)) return run_of;
+    switch (e.function) {
+        case Function::copy: return flat_of_types<Function::copy, Repeated>(e);
+        case Function::neg: return flat_of_types<Function::neg, Repeated>(e);
+        case Function::silu: return flat_of_types<Function::silu, Repeated>(e);
+        case Function::add: return flat_of_two<Function::add>(e);
+        case Function::sub: return flat_of_two<Function::sub>(e);
+        case Function::mul: return flat_of_two<Function::mul>(e);
+        default: return run_of;
+    }
+}
+
+inline void reduce(const Elementwise& e, int64_t y, int64_t a, int64_t) {
+    const float total = summed(e.a, a, e.size[3]);
+    put_first(e.y.at, e.y.type, y, F32::set1(e.function == Function::mean ? total / static_cast<float>(e.size[3]) : total), 1);
+}
+
+inline void elementwise(const Elementwise& given) {
+    Elementwise e = given;
+    if (e.function == Function::pow && e.value == 2) e.function = Function::mul, e.constant = false, e.b = e.a;
+    const RunOf run = e.function == Function::sum || e.function == Function::mean ? reduce : run_for(e);
     const auto at = [](const Place& p, int64_t i, int64_t j, int64_t k) { return i * p.stride[0] + j * p.stride[1] + k * p.stride[2]; };
     for (int64_t i = 0; i < e.size[0]; ++i)
         for (int64_t j = 0; j < e.size[1]; ++j)
-            for (int64_t k = 0; k < e.size[2]; ++k) {
-                const int64_t y = at(e.y, i, j, k), a = at(e.a, i, j, k);
-                if (!reduces) {
-                    run_of(e, y, a, e.constant ? 0 : at(e.b, i, j, k));
-                    continue;
-                }
-                const float total = summed(e.a, a, e.size[3]);
-                put_first(e.y.at, e.y.type, y, F32::set1(e.function == Function::mean ? total / static_cast<float>(e.size[3]) : total), 1);
-            }
+            for (int64_t k = 0; k < e.size[2]; ++k) run(e, at(e.y, i, j, k), at(e.a, i, j, k), at(e.b, i, j, k));
 }
 
 inline void widen(const void* from, Element type, int64_t count, float* to) {

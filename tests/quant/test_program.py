@@ -95,6 +95,46 @@ def test_layers_that_round_their_inputs(name: str, knobs: dict[str, Any]) -> Non
     check(model.bfloat16(), 0.05)
 
 
+@pytest.mark.parametrize("name", tiny_models.RECORDED)
+@pytest.mark.parametrize("knobs", [{}, {"act_bits": 8}], ids=["weights", "inputs"])
+@torch.inference_mode()
+def test_prompts_are_read_as_the_model_reads_them(name: str, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, and stepped behind; as deep in bfloat16 as roundings there are apart."""
+    monkeypatch.setattr("dither.quant.program.program.PIECE", 24)
+    for dtype, tolerance in ((torch.float32, 0.02 if knobs else 1e-4), (torch.bfloat16, 0.08)):
+        model = few_bits(tiny_models.build(name)[0], **knobs).to(dtype)
+        program = program_for(model)
+        assert program is not None and program.reads_prompts
+        for length in (1, 24, 59):
+            ids = [(11 * i) % 90 + 3 for i in range(length)]
+            stepper, held = Stepper(model, torch.tensor([ids])), program.start(7)
+            ours, theirs = [program.read(ids, held)], [stepper.logits()]
+            for token in (5, 9):
+                stepper.append(token)
+                ours.append(program.step(token, held))
+                theirs.append(stepper.logits())
+            assert held.length == length + 2
+            for own, their in zip(ours, theirs, strict=True):
+                assert (own - their).norm() <= tolerance * (their - their.mean()).norm()
+
+
+@torch.inference_mode()
+def test_a_stepper_reads_long_prompts_by_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = few_bits(tiny_models.build("llama")[0])
+    monkeypatch.setattr("dither.quant.program.stepper._LONG", 20)
+    for length, tokens, by_program in ((20, 16, True), (19, 16, False), (20, 15, False)):
+        ids = torch.arange(3, 3 + length)[None]
+        stepper, theirs = ProgramStepper(model, ids, tokens), Stepper(model, ids).logits()
+        found = stepper.logits()
+        assert (found - theirs).norm() <= 1e-4 * theirs.norm() and torch.equal(found, theirs) != by_program
+        assert (stepper.program is not None) == (tokens >= 16)
+
+
+def test_dense_layers_are_not_for_prompts() -> None:
+    program = program_for(tiny_models.build("llama")[0])
+    assert program is not None and not program.reads_prompts
+
+
 def test_inputs_that_are_not_finite_are_refused_as_layers_refuse_them() -> None:
     model = few_bits(tiny_models.build("llama")[0], act_bits=8)
     ids = torch.arange(3, 9)[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from typing import Any
 
@@ -28,7 +29,7 @@ class State:
 
 
 class Played:
-    """Says token 5 forever. ``log``: prompts read and steps' prompts, in order; each call waits for ``go``."""
+    """Says token 5 forever. ``log``: prompts read and steps' prompts, in order. Each call waits for ``go``; a token of a prompt is a piece."""
 
     rows = 2
     model = torch.nn.Linear(1, 1)
@@ -37,9 +38,12 @@ class Played:
         self.log: list[tuple[str, Any]] = []
         self.go = threading.Semaphore(0)
 
-    def read(self, prompt: tuple[int, ...]) -> tuple[State, torch.Tensor]:
-        self.go.acquire()
-        self.log.append(("read", prompt))
+    def read(self, prompt: tuple[int, ...], between: Callable[[], None]) -> tuple[State, torch.Tensor]:
+        for piece in range(len(prompt)):
+            if piece:
+                between()
+            self.go.acquire()
+            self.log.append(("read", prompt))
         return State(prompt), torch.eye(9)[5]
 
     def step(self, states: Listed[State], tokens: Listed[int]) -> list[torch.Tensor]:
@@ -54,8 +58,8 @@ class House:
         self.scheduler = Scheduler(self.batch, self.events.extend, self.metrics, **limits)  # type: ignore[arg-type]
         self.scheduler.start()
 
-    def ask(self, name: int, tokens: int, n: int = 1) -> Ticket:
-        made = [Sequence(i, (name,), Sampling(max_tokens=tokens), TOKENIZER) for i in range(n)]
+    def ask(self, name: int, tokens: int, n: int = 1, pieces: int = 1) -> Ticket:
+        made = [Sequence(i, (name,) * pieces, Sampling(max_tokens=tokens), TOKENIZER) for i in range(n)]
         ticket = Ticket(made, None)
         self.scheduler.submit(ticket)
         return ticket
@@ -80,6 +84,36 @@ def test_one_prompt_between_two_steps_and_first_come_first_served() -> None:
     assert all(ended(house, t) for t in tickets) and until(lambda: not house.scheduler.inside)
     assert house.metrics.registry.get_sample_value("dither_generated_tokens_total") == 4 + 3 + 2
     house.scheduler.close()
+
+
+def test_what_is_active_is_stepped_between_the_pieces_of_a_prompt() -> None:
+    house = House(slots=3, queue=9)
+    house.ask(1, 6)
+    house.run(1)
+    long = house.ask(2, 2, pieces=3)
+    house.ask(3, 3)
+    step, piece = ("step", [1]), ("read", (2, 2, 2))
+    assert house.run(8) == [step, piece, step, piece, step, piece, ("step", [1, 2]), ("read", (3,))]
+    assert ended(house, long)
+    house.scheduler.close()
+    house.batch.go.release(9)
+    assert house.scheduler.join(10)
+
+
+def test_a_prompt_that_nobody_waits_for_is_not_read_to_its_end() -> None:
+    house = House(slots=2, queue=9)
+    house.ask(1, 5)
+    house.run(1)
+    left = house.ask(2, 5, pieces=9)
+    house.run(2)  # a step and a piece; the next step waits
+    house.scheduler.cancel(left)
+    assert house.run(3) == [("step", [1])] * 3
+    assert until(lambda: not house.scheduler.inside) and house.metrics.registry.get_sample_value("dither_failures_total") == 0
+    house.ask(3, 50, pieces=2)
+    house.run(1)
+    house.scheduler.close()  # also in the middle of one
+    house.batch.go.release(9)
+    assert house.scheduler.join(10) and len(house.batch.log) <= 9  # a piece and a step at the most
 
 
 def test_more_slots_than_rows_step_in_turn() -> None:

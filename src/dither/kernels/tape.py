@@ -27,7 +27,7 @@ from torch import Tensor
 from dither.kernels.caches import cache_bytes
 from dither.kernels.extension import extension, isa, threads
 from dither.kernels.int8_matmul import GRIDS, Int8Matrix
-from dither.kernels.packed_matmul import SCALES, PackedMatrix
+from dither.kernels.packed_matmul import FEW_ROWS, SCALES, PackedMatrix
 from dither.kernels.round import SCALE_TYPES
 
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
@@ -138,10 +138,11 @@ class Tape:
         self.run_rows([Row(layers, length, capacity, token)])
 
     def run_rows(self, rows: Sequence[Row]) -> None:
-        """As many rows as the memory has, or fewer, of sequences that share no keys and values. IndexError where a table has no such row; ValueError
-        for other numbers, and where an x that is to be rounded holds NaN or inf. Not from two threads at once."""
-        if not 0 < len(rows) <= self._rows:
-            raise ValueError(f"rows: must be 1 .. {self._rows}, not {len(rows)}")
+        """Up to `FEW_ROWS` rows, and as many as the memory has, of sequences that share no keys and values. IndexError where a table has no such row;
+        ValueError for other numbers, and where an x that is to be rounded holds NaN or inf. Not from two threads at once."""
+        most = min(self._rows, FEW_ROWS)
+        if not 0 < len(rows) <= most:
+            raise ValueError(f"rows: must be 1 .. {most}, not {len(rows)}")
         for row in rows:
             _check_room(row, 1)
         _check_finite(self._native.run([[row.length, row.capacity, row.token, *row.layers] for row in rows], isa(), threads()))

@@ -1,7 +1,7 @@
 """The model stepped over several sequences, so that each one's scores are, to the last bit, those it would have alone.
 
     by program     a row a sequence through the model's recorded step (`quant.program`), on keys and values of its own; rows share the reading of all
-                   weights, and nothing else. For models that have a program
+                   weights, and nothing else; prompts are read in pieces. For models that have a program
     side by side   input_ids [1, n], a token a sequence, with each one's own position: layers see n rows, few-bit ones read their weights once for
                    all; attention goes row by row (`rows_cache`), float layers see a constant number of rows (`fixed_rows`)
     filled up      the same with n constant: rows without a sequence are filling. For models whose widths are no multiples of a processor's vectors,
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -26,10 +26,12 @@ from dither.quant.attention import cheap_attention
 from dither.quant.attention_names import attention_configs, attention_named
 from dither.quant.cpu_products import FEW_ROWS
 from dither.quant.kv import KNOWN, attention_modules
-from dither.quant.program.program import KeysValues, Program
+from dither.quant.program.program import PIECE, KeysValues, Program
 from dither.quant.program.proof import is_plain
 from dither.quant.stepping import Stepper
 from dither.serve.rows_cache import NAME, Attention, RowsCache, make_growing
+
+Between = Callable[[], None]
 
 
 class State(Protocol):
@@ -53,8 +55,9 @@ class Batch(ABC, Generic[S]):
         self.device = next(model.parameters()).device
 
     @abstractmethod
-    def read(self, prompt: Sequence[int]) -> tuple[S, Tensor]:
-        """A new sequence, and the scores ``[V]`` of its next token."""
+    def read(self, prompt: Sequence[int], between: Between = lambda: None) -> tuple[S, Tensor]:
+        """A new sequence, and the scores ``[V]`` of its next token. ``between`` is called between pieces, where a prompt is read in such; others may
+        be stepped there."""
 
     @abstractmethod
     def step(self, sequences: Sequence[S], tokens: Sequence[int]) -> list[Tensor]:
@@ -68,7 +71,7 @@ class Batch(ABC, Generic[S]):
 
 
 class ByProgram(Batch[KeysValues]):
-    """Prompts are read by the model, each by itself."""
+    """Prompts are read by the program too, each by itself, or by the model where it has dense layers."""
 
     rows = FEW_ROWS
 
@@ -76,7 +79,14 @@ class ByProgram(Batch[KeysValues]):
         super().__init__(model)
         self.program = program
 
-    def read(self, prompt: Sequence[int]) -> tuple[KeysValues, Tensor]:
+    def read(self, prompt: Sequence[int], between: Between = lambda: None) -> tuple[KeysValues, Tensor]:
+        if self.program.reads_prompts:
+            held = self.program.start(len(prompt))
+            for first in range(0, len(prompt), PIECE):
+                if first:
+                    between()
+                logits = self.program.read(prompt[first : first + PIECE], held)
+            return held, logits
         sequence, logits = self._read(prompt)
         if not is_plain(sequence.cache):
             raise ModelError("its cache of this prompt is not one of keys and values alone")
@@ -91,7 +101,7 @@ class OneByOne(Batch[Stepper]):
         super().__init__(model)
         self.why = why
 
-    def read(self, prompt: Sequence[int]) -> tuple[Stepper, Tensor]:
+    def read(self, prompt: Sequence[int], between: Between = lambda: None) -> tuple[Stepper, Tensor]:
         return self._read(prompt)
 
     def step(self, sequences: Sequence[Stepper], tokens: Sequence[int]) -> list[Tensor]:
@@ -115,7 +125,7 @@ class SideBySide(Batch[Stepper]):
             raise ModelError(f"it takes no {' and no '.join(sorted(missing))}")
         self.inner, self.configs = _attentions(model), attention_configs(model)
 
-    def read(self, prompt: Sequence[int]) -> tuple[Stepper, Tensor]:
+    def read(self, prompt: Sequence[int], between: Between = lambda: None) -> tuple[Stepper, Tensor]:
         sequence, logits = self._read(prompt)
         make_growing(sequence.cache)
         return sequence, logits

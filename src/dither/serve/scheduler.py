@@ -2,8 +2,9 @@
 
     loop:  drop what nobody waits for  ->  read one waiting prompt, if a slot is free  ->  step all that is active, `Batch.rows` at a time
 
-So a new request waits for at most one step, and the active ones for at most one prompt between two of their tokens; first come, first served. What is
-drawn for a sequence comes from a generator of its own, so its text does not depend on the company.
+What is active is also stepped between the pieces of a long prompt (`Batch.read`). So a new request waits for at most one step and the rest of one
+prompt, and the active ones for at most one piece between two of their tokens; first come, first served. What is drawn for a sequence comes from a
+generator of its own, so its text does not depend on the company.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Full(DitherError):
 
 class Closed(DitherError):
     """The scheduler takes nothing any more."""
+
+
+class Left(Exception):
+    """Nobody waits for the prompt that is being read."""
 
 
 @dataclass(eq=False)
@@ -125,10 +130,7 @@ class Scheduler:
         """The sequence to read now, if any; waits while there is nothing to do. None: the end."""
         with self._changed:
             self._drop_cancelled()
-            for ticket, sequence, _ in self.active:
-                if ticket.cancelled:
-                    self.inside.pop(sequence, None)
-            self.active = [entry for entry in self.active if not entry[0].cancelled]
+            self._drop_inactive()
             self._measure()
             while not (self.closed or self.waiting or self.active):
                 self._changed.wait()
@@ -143,6 +145,12 @@ class Scheduler:
                 self.inside.pop(sequence, None)
         self.waiting = deque(entry for entry in self.waiting if not entry[0].cancelled)
 
+    def _drop_inactive(self) -> None:
+        for ticket, sequence, _ in self.active:
+            if ticket.cancelled:
+                self.inside.pop(sequence, None)
+        self.active = [entry for entry in self.active if not entry[0].cancelled]
+
     def _measure(self) -> None:
         self.metrics.waiting.set(len(self.waiting))
         self.metrics.active.set(len(self.inside) - len(self.waiting))
@@ -153,6 +161,8 @@ class Scheduler:
             events: list[Event] = []
             self._take(ticket, sequence, logits, events)
             self._tell(events)
+        except Left:
+            self.inside.pop(sequence, None)
         except Exception as error:
             self._fail([ticket], error)
 
@@ -164,13 +174,31 @@ class Scheduler:
             state, logits = ticket.read[key]
             sequence.state = state.copy()
             return logits
-        started = time.perf_counter()
-        sequence.state, logits = self.batch.read(sequence.prompt)
+        started, stepped = time.perf_counter(), 0.0
+
+        def between() -> None:
+            nonlocal stepped
+            paused = time.perf_counter()
+            self._between(ticket)
+            stepped += time.perf_counter() - paused
+
+        sequence.state, logits = self.batch.read(sequence.prompt, between)
         self.metrics.prompt_tokens.inc(len(sequence.prompt))
-        self.metrics.read_seconds.observe(time.perf_counter() - started)
+        self.metrics.read_seconds.observe(time.perf_counter() - started - stepped)
         if shared:
             ticket.read[key] = sequence.state.copy(), logits.clone()
         return logits
+
+    def _between(self, reading: Ticket) -> None:
+        """Two pieces of its prompt. Raises Left where it is not worth going on."""
+        if self.active:
+            self._step()
+        with self._changed:
+            self._drop_cancelled()
+            self._drop_inactive()
+            self._measure()
+            if self.closed or reading.cancelled:
+                raise Left
 
     def _step(self) -> None:
         events: list[Event] = []

@@ -1,5 +1,5 @@
-"""A recorded step as a program: its instructions on a `dither.kernels.tape.Tape`, with keys and values of its own, for one sequence or a few at once, or
-for many tokens of a prompt.
+"""A recorded step as a program: its instructions on a `dither.kernels.tape.Tape`, with keys and values of its own, for one sequence or a few at
+once, or for many tokens of a prompt.
 
 Products of the same row stand together, so that its preparation serves all.
 """
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from dither.kernels import PackedMatrix
-from dither.kernels.packed_matmul import FEW_ROWS
 from dither.kernels.tape import PANEL, Row, Tape
 from dither.quant.linear import QuantEmbedding
 from dither.quant.program.instructions import Attend, Elementwise, Instruction, Multiply, Record
@@ -27,8 +26,8 @@ PIECE = 512  # tokens of a prompt that are read at once; each takes as much memo
 
 
 class KeysValues:
-    """Of one sequence: for each layer keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``, in turns; ``length``: tokens that they
-    hold."""
+    """Of one sequence: for each layer keys ``[G, capacity / PANEL, d, PANEL]`` and values ``[G, capacity, e]``, in turns; ``length``: tokens that
+    they hold."""
 
     def __init__(self, held: list[Tensor], length: int) -> None:
         self.length, self.capacity = length, held[1].shape[1]
@@ -96,12 +95,12 @@ class Program:
         """Nothing yet, with room for so many tokens and some more."""
         capacity = _room(tokens)
         sizes = [((k.shape[0], capacity // PANEL, k.shape[1], PANEL), (v.shape[0], capacity, v.shape[1])) for k, v in self.empty]
-        return KeysValues([t.new_zeros(size) for pair, both in zip(self.empty, sizes, strict=True) for t, size in zip(pair, both, strict=True)], 0)
+        return KeysValues([t.new_zeros(n) for pair, both in zip(self.empty, sizes, strict=True) for t, n in zip(pair, both, strict=True)], 0)
 
     def read(self, tokens: Sequence[int], held: KeysValues) -> Tensor:
         """The scores ``[V]`` behind many more tokens, float32; their keys and values join ``held``. Pieces of `PIECE` tokens at once, so that memory
-        does not grow with a prompt; near what steps give, as sums go in another order. ``reads_prompts``: whether this is fast, as it is not where layers
-        are dense."""
+        does not grow with a prompt; near what steps give, as sums go in another order. ``reads_prompts``: whether this is fast, as it is not where
+        layers are dense."""
         for first in range(0, len(tokens), PIECE):
             scores = self._read_piece(tokens[first : first + PIECE], held)
         return scores
@@ -121,7 +120,7 @@ class Program:
         return self.step_rows([token], [held])[0]
 
     def step_rows(self, tokens: Sequence[int], held: Sequence[KeysValues]) -> list[Tensor]:
-        """The same for a token each of up to `FEW_ROWS` sequences, which read the weights once: to the last bit what each gives alone."""
+        """The same for a token each of up to `kernels.FEW_ROWS` sequences, which read the weights once: to the last bit what each gives alone."""
         for one in held:
             one.make_room()
         with self.lock:

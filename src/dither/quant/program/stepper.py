@@ -14,8 +14,8 @@ _VERY_LONG = 2048  # which is worth a program by itself
 
 
 class ProgramStepper(Stepper):
-    """A `Stepper` that steps by a program, where the model has one. ``tokens``: how many will be made; a program is worth its making from some `_WORTH`
-    on. The model reads a short prompt itself, before its program is made."""
+    """A `Stepper` that steps by a program, where the model has one. ``tokens``: how many will be made; a program is worth its making from some
+    `_WORTH` on. The model reads a short prompt itself, before its program is made."""
 
     def __init__(self, model: nn.Module, ids: Tensor, tokens: int) -> None:
         super().__init__(model, ids)
@@ -27,10 +27,10 @@ class ProgramStepper(Stepper):
         if self.program is not None and self.held is not None:
             return self.program.step(self.token, self.held)
         worth, prompt = self.tokens >= _WORTH, self.cached and self.cache is None
-        if prompt and ((worth and self.length >= _LONG) or self.length >= _VERY_LONG):
-            if (program := program_for(self.model)) is not None and program.reads_prompts:
-                self.program, self.held = program, program.start(self.length + self.tokens)
-                return program.read(self.ids[0].tolist(), self.held)
+        long = prompt and self.length >= (_LONG if worth else _VERY_LONG)
+        if long and (program := program_for(self.model)) is not None and program.reads_prompts:
+            self.program, self.held = program, program.start(self.length + self.tokens)
+            return program.read(self.ids[0].tolist(), self.held)
         row = super().logits()
         if worth and self.cached and is_plain(self.cache) and (program := program_for(self.model)) is not None:
             self.program, self.held, self.cache = program, KeysValues.of(self.cache), None

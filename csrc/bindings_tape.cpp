@@ -5,7 +5,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -117,15 +119,20 @@ std::vector<Attended> attended(const Numbers& row, std::size_t first) {
     return held;
 }
 
-// a row: length, capacity, token, then the addresses of each layer's keys and values
-bool run(Tape& tape, const std::vector<Numbers>& rows, const std::string& isa, int threads) {
+// a row: length, capacity, token, then the addresses of each layer's keys and values; whether what is rounded of each is finite
+std::vector<bool> run(Tape& tape, const std::vector<Numbers>& rows, const std::string& isa, int threads) {
     std::vector<std::vector<Attended>> held;
     std::vector<Row> taken;
     for (const Numbers& row : rows) held.push_back(attended(row, 3));
     for (std::size_t t = 0; t < rows.size(); ++t) taken.push_back({held[t].data(), rows[t][0], rows[t][1], rows[t][2]});
+    const auto finite = std::make_unique<bool[]>(taken.size());
+    std::fill_n(finite.get(), taken.size(), true);
     const Isa chosen = parse_isa(isa.c_str());
-    nb::gil_scoped_release release;
-    return tape.run(taken.data(), static_cast<int64_t>(taken.size()), chosen, threads);
+    {
+        nb::gil_scoped_release release;
+        tape.run(taken.data(), static_cast<int64_t>(taken.size()), finite.get(), chosen, threads);
+    }
+    return {finite.get(), finite.get() + taken.size()};
 }
 
 // the first row, as `run` has it; the tokens; bytes of a core's caches

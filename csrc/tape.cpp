@@ -156,12 +156,13 @@ void Tape::narrow(const Step& step, const Row& row, int64_t place, const OwnMemo
     else if (const Lookup& p = lookups[step.index]; true) look_up(p, row_of(p, row), memory.of(p.y, place), scales, isa);
 }
 
-bool Tape::run(const Row* rows, int64_t count, Isa isa, int threads) {
+void Tape::run(const Row* rows, int64_t count, bool* finite, Isa isa, int threads) {
     for (int64_t t = 0; t < count; ++t) check(rows[t]);
-    return run(rows, count, own, 0, steps.size(), isa, threads);
+    run(rows, count, own, 0, steps.size(), finite, isa, threads);
 }
 
-bool Tape::run(const Row* rows, int64_t count, const OwnMemory& memory, std::size_t from, std::size_t to, Isa isa, [[maybe_unused]] int threads) {
+void Tape::run(const Row* rows, int64_t count, const OwnMemory& memory, std::size_t from, std::size_t to, bool* finite, Isa isa,
+               [[maybe_unused]] int threads) {
     threads = std::max(threads, 1);
 #ifndef _OPENMP
     threads = 1;
@@ -195,7 +196,7 @@ bool Tape::run(const Row* rows, int64_t count, const OwnMemory& memory, std::siz
 #else
         const Team team{0, 1, &meeting};
 #endif
-        const Run run{rows, count, memory, isa, kernel, room, team};
+        const Run run{rows, count, memory, isa, kernel, room, finite, team};
         for (std::size_t s = from; s < to; ++s) {
             const Step& step = steps[s];
             if (step.kind == Step::products) multiply(products[step.index], run);
@@ -205,7 +206,6 @@ bool Tape::run(const Row* rows, int64_t count, const OwnMemory& memory, std::siz
                     if (run.is_mine(t)) narrow(step, rows[t], t, memory, kernel, run.scales(), isa);
         }
     }
-    return room.finite;
 }
 
 }  // namespace dither

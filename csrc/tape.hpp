@@ -138,12 +138,12 @@ public:
     void add(const Products&);
     void add(const Attend&);
 
-    // Not by two threads at once. Throws std::out_of_range where a table has no such row. Whether every x that was rounded is finite: products of those
-    // that are not are NaN.
-    bool run(const Row* rows, int64_t count, Isa isa, int threads);
+    // Not by two threads at once. Throws std::out_of_range where a table has no such row. `finite`, of each row: becomes false where an x that was
+    // rounded is not; its products are NaN.
+    void run(const Row* rows, int64_t count, bool* finite, Isa isa, int threads);
 
     // `count` tokens behind the first, of its sequence. What comes after the last attention is done for the last of them alone; its memory is row
-    // `count` - 1. l1, l2: bytes of a core's caches.
+    // `count` - 1. l1, l2: bytes of a core's caches. Whether every x that was rounded is finite.
     bool read(const Row& first, const int64_t* tokens, int64_t count, int64_t l1, int64_t l2, Isa isa, int threads);
 
 private:
@@ -155,7 +155,7 @@ private:
     void check(const Row&) const;
     int64_t most_groups() const;  // of looked-up rows
     void narrow(const Step&, const Row&, int64_t place, const OwnMemory&, const TapeKernel&, float* scales, Isa) const;
-    bool run(const Row* rows, int64_t count, const OwnMemory&, std::size_t from, std::size_t to, Isa isa, int threads);
+    void run(const Row* rows, int64_t count, const OwnMemory&, std::size_t from, std::size_t to, bool* finite, Isa isa, int threads);
 
     OwnMemory own;
     std::vector<Step> steps;

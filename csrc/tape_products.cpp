@@ -128,7 +128,7 @@ Prepared prepare(const Product& head, const void* own, const float* x, const Run
             like.x = run.own.of(own, t);
             FewInt8& row = to.integers[t].emplace(like, run.isa);
             row.place(room.ready.get() + t * room.ready_each);
-            if (run.is_mine(t) && !row.round()) room.finite.store(false, std::memory_order_relaxed);
+            if (run.is_mine(t) && !row.round()) run.finite[t] = false;
         }
     }
     return to;

@@ -1,6 +1,7 @@
 // Many tokens of one sequence at once, as when a model reads a prompt: each is a row with memory of its own. What is narrow goes row by row, all of it up to
 // the next product, so that a row's memory stays in the first cache; products and attention are those of prompts, and have threads of their own.
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "attention.hpp"
@@ -152,7 +153,9 @@ bool Tape::read(const Row& first, const int64_t* tokens, int64_t count, int64_t 
     const TapeKernel kernel = tape_kernel(isa);
     const std::size_t scales_each = round_up(2 * sizeof(float) * (most_groups() + 32));
     const Scratch scales = allocate(scales_each * threads);
-    bool finite = true;
+    const auto finite = std::make_unique<bool[]>(count);
+    std::fill_n(finite.get(), count, true);
+    bool all_finite = true;
     for (std::size_t s = 0; s < alone;) {
         const Step& step = steps[s];
         std::size_t end = s + 1;
@@ -165,19 +168,20 @@ bool Tape::read(const Row& first, const int64_t* tokens, int64_t count, int64_t 
         } else if (step.kind == Step::attend) {
             attend(attentions[step.index], prompt, kernel);
         } else if (are_of_prompts(products[step.index])) {
-            finite = multiply(products[step.index], prompt) && finite;
+            all_finite = multiply(products[step.index], prompt) && all_finite;
         } else {
             for (int64_t t = 0; t < count; t += rows_at_once) {
                 OwnMemory memory = own;
                 memory.first = t;
-                finite = run(&rows[t], std::min(rows_at_once, count - t), memory, s, end, isa, threads) && finite;
+                run(&rows[t], std::min(rows_at_once, count - t), memory, s, end, finite.get() + t, isa, threads);
             }
         }
         s = end;
     }
     OwnMemory memory = own;
     memory.first = count - 1;
-    return run(&rows[count - 1], 1, memory, alone, steps.size(), isa, threads) && finite;
+    run(&rows[count - 1], 1, memory, alone, steps.size(), finite.get() + count - 1, isa, threads);
+    return all_finite && std::all_of(finite.get(), finite.get() + count, [](bool each) { return each; });
 }
 
 }  // namespace dither

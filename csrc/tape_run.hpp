@@ -19,13 +19,12 @@ struct alignas(cache_line) Claims {
 };
 
 // Memory of one run, made before its threads start: of each row x as floats, its sums, x as a kernel wants it, products before they are narrowed; scales and
-// logits of each thread. And whether all that was rounded is finite.
+// logits of each thread.
 struct Room {
     std::unique_ptr<Claims[]> claims;
     Scratch x, sums, ready, y, scales, logits;
     std::size_t ready_each, scales_each, logits_each;
     int64_t logits_stride;
-    std::atomic<bool> finite{true};
 };
 
 // A thread's view of a run.
@@ -36,6 +35,7 @@ struct Run {
     Isa isa;
     TapeKernel kernel;
     Room& room;
+    bool* finite;  // of each row: whether all that was rounded is; written by the thread whose row it is
     Team team;
 
     // Work on a row's own memory is one thread's, the same one until all meet.

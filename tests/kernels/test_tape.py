@@ -289,20 +289,24 @@ def small_model(dtype: torch.dtype, rows: int, grid: kernels.TokenGrid | None = 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_rows_at_once_are_what_each_is_alone(dtype: torch.dtype, threads: int) -> None:
+@pytest.mark.parametrize("grid", [None, kernels.TokenGrid(8, False, torch.float16)], ids=["floats", "integers"])
+def test_rows_at_once_are_what_each_is_alone(dtype: torch.dtype, threads: int, grid: kernels.TokenGrid | None) -> None:
     """A small model of every kind of instruction, over sequences of different lengths and rooms: any number of rows, in any order, gives the bits of
-    each row alone, writes only to its own keys and values, and to no other row's memory. (That one row is right, the tests above say.)"""
+    each row alone, writes only to its own keys and values, and to no other row's memory. (That one row is right, the tests above say.) A row whose
+    numbers are not finite is no other row's affair."""
     rows = 8
-    tape, memory, scores = small_model(dtype, rows)
+    tape, memory, scores = small_model(dtype, rows, grid)
 
     lengths, capacities = (0, 3, 15, 16, 31, 40, 70, 79), (16, 32, 16, 48, 32, 48, 96, 80)
     cached = [[draw(GROUPS, c, WIDTH, dtype=dtype, seed=n + i) for i in range(4)] for n, c in zip(lengths, capacities, strict=True)]
 
-    def run(order: list[int]) -> list[tuple[Tensor, list[Tensor]]]:
+    def run(order: list[int], bad: int | None = None) -> list[tuple[Tensor, list[Tensor]]]:
         memory.fill_(255)
         held = [[t.clone() for t in cached[i]] for i in order]
-        tape.run_rows([Row([t.data_ptr() for t in h], lengths[i], h[0].shape[1], i) for i, h in zip(order, held, strict=True)])
-        assert bool((memory[len(order) :] == 255).all())
+        for t in held[order.index(bad)][2:] if bad is not None else ():
+            t.fill_(math.nan)
+        finite = tape.run_rows([Row([t.data_ptr() for t in h], lengths[i], h[0].shape[1], i) for i, h in zip(order, held, strict=True)])
+        assert bool((memory[len(order) :] == 255).all()) and finite == [grid is None or i != bad for i in order]
         return [(scores[t].clone(), h) for t, h in enumerate(held)]
 
     torch.set_num_threads(threads)
@@ -315,6 +319,9 @@ def test_rows_at_once_are_what_each_is_alone(dtype: torch.dtype, threads: int) -
             for i, (found, held) in zip(order, run(order), strict=True):
                 assert bool(found.isfinite().all()) and torch.equal(found, alone[i][0])
                 assert all(map(torch.equal, held, alone[i][1]))
+    for bad in (1, 6):
+        for i, (found, held) in enumerate(run(list(range(rows)), bad)):
+            assert bool(found.isnan().all()) if i == bad else torch.equal(found, alone[i][0]) and all(map(torch.equal, held, alone[i][1]))
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

@@ -148,6 +148,10 @@ def test_inputs_that_are_not_finite_are_refused_as_layers_refuse_them() -> None:
             own.append(7)
             with pytest.raises(ValueError, match="NaN or inf"):
                 own.logits()
+        assert stepper.program is not None and stepper.held is not None
+        with pytest.raises(ValueError, match="NaN or inf"):
+            stepper.program.read([3, 4], stepper.held)
+        assert all(bool(row.isnan().all()) for row in stepper.program.step_rows([3, 4], [stepper.held.copy(), stepper.held.copy()]))
 
 
 def test_few_bit_keys_other_inputs_and_other_grids_are_left_to_torch() -> None:

@@ -134,22 +134,24 @@ class Tape:
         self._native.attend(layer, sizes, scale, ELEMENTS[q.dtype], *places, (y.data_ptr(), y.stride(0)))
 
     def run(self, layers: Sequence[int], length: int, capacity: int, token: int = 0) -> None:
-        """One row: the fields of a `Row`."""
-        self.run_rows([Row(layers, length, capacity, token)])
+        """One row: the fields of a `Row`. The errors of `run_rows`, and ValueError where an x that is to be rounded holds NaN or inf."""
+        _check_finite(self.run_rows([Row(layers, length, capacity, token)])[0])
 
-    def run_rows(self, rows: Sequence[Row]) -> None:
+    def run_rows(self, rows: Sequence[Row]) -> list[bool]:
         """Up to `FEW_ROWS` rows, and as many as the memory has, of sequences that share no keys and values. IndexError where a table has no such row;
-        ValueError for other numbers, and where an x that is to be rounded holds NaN or inf. Not from two threads at once."""
+        ValueError for other numbers. Of each row, whether every x that is to be rounded is finite; products of others are NaN, and no other row's
+        affair. Not from two threads at once."""
         most = min(self._rows, FEW_ROWS)
         if not 0 < len(rows) <= most:
             raise ValueError(f"rows: must be 1 .. {most}, not {len(rows)}")
         for row in rows:
             _check_room(row, 1)
-        _check_finite(self._native.run([[row.length, row.capacity, row.token, *row.layers] for row in rows], isa(), threads()))
+        finite: list[bool] = self._native.run([[row.length, row.capacity, row.token, *row.layers] for row in rows], isa(), threads())
+        return finite
 
     def read(self, row: Row, tokens: Sequence[int]) -> None:
         """``tokens`` of one sequence, the first at the place of ``row``, whose own token is not used; as many as the memory has rows, or fewer. The
-        last one is in row ``len(tokens) - 1``; what comes after the last attention is done for it alone. The same errors as of `run_rows`."""
+        last one is in row ``len(tokens) - 1``; what comes after the last attention is done for it alone. The same errors as of `run`."""
         if not 0 < len(tokens) <= self._rows:
             raise ValueError(f"tokens: must be 1 .. {self._rows}, not {len(tokens)}")
         _check_room(row, len(tokens))

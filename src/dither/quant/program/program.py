@@ -116,21 +116,30 @@ class Program:
             return self.scores[len(tokens) - 1].to(torch.float32, copy=True)
 
     def step(self, token: int, held: KeysValues) -> Tensor:
-        """The scores ``[V]`` behind one more token, float32; its keys and values join ``held``."""
-        return self.step_rows([token], [held])[0]
+        """The scores ``[V]`` behind one more token, float32; its keys and values join ``held``. Raises ValueError where an input that is to be rounded
+        is not finite."""
+        scores, finite = self._step([token], [held])
+        if not finite[0]:
+            raise ValueError("x: a row that is to be rounded to integers holds NaN or inf")
+        return scores[0]
 
     def step_rows(self, tokens: Sequence[int], held: Sequence[KeysValues]) -> list[Tensor]:
-        """The same for a token each of up to `kernels.FEW_ROWS` sequences, which read the weights once: to the last bit what each gives alone."""
+        """The same for a token each of up to `kernels.FEW_ROWS` sequences, which read the weights once: to the last bit what each gives alone. Scores
+        are NaN where an input that is to be rounded is not finite."""
+        return self._step(tokens, held)[0]
+
+    def _step(self, tokens: Sequence[int], held: Sequence[KeysValues]) -> tuple[list[Tensor], list[bool]]:
         for one in held:
             one.make_room()
         with self.lock:
             for row, (token, one) in enumerate(zip(tokens, held, strict=True)):
                 for module, name, to in self.lookups:
                     to[row].copy_(module(torch.tensor([[token if name == "id" else one.length]])))
-            self.tape.run_rows([Row(one.addresses, one.length, one.capacity, token) for token, one in zip(tokens, held, strict=True)])
+            finite = self.tape.run_rows([Row(one.addresses, one.length, one.capacity, token) for token, one in zip(tokens, held, strict=True)])
             for one in held:
                 one.length += 1
-            return [scores.to(torch.float32, copy=True) for scores in self.scores[: len(held)]]
+            scores = [row.to(torch.float32, copy=True) for row in self.scores[: len(held)]]
+        return [row if fine else row.fill_(torch.nan) for row, fine in zip(scores, finite, strict=True)], finite
 
 
 def rows_of(module: nn.Module) -> PackedMatrix | Tensor | None:

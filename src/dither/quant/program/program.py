@@ -92,10 +92,10 @@ class Program:
             write_on(self.tape, group, memory, memory)
 
     def start(self, tokens: int) -> KeysValues:
-        """Nothing yet, with room for so many tokens and some more."""
+        """Nothing yet, with room for so many tokens and some more. What is there is read along, but counts for nothing."""
         capacity = _room(tokens)
         sizes = [((k.shape[0], capacity // PANEL, k.shape[1], PANEL), (v.shape[0], capacity, v.shape[1])) for k, v in self.empty]
-        return KeysValues([t.new_zeros(n) for pair, both in zip(self.empty, sizes, strict=True) for t, n in zip(pair, both, strict=True)], 0)
+        return KeysValues([t.new_empty(n) for pair, both in zip(self.empty, sizes, strict=True) for t, n in zip(pair, both, strict=True)], 0)
 
     def read(self, tokens: Sequence[int], held: KeysValues) -> Tensor:
         """The scores ``[V]`` behind many more tokens, float32; their keys and values join ``held``. Pieces of `PIECE` tokens at once, so that memory

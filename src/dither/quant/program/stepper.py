@@ -10,7 +10,7 @@ from dither.quant.stepping import Stepper
 
 _WORTH = 16  # tokens to be made
 _LONG = 256  # tokens of a prompt, which then waits for the program
-_VERY_LONG = 2048  # which is worth a program by itself
+_VERY_LONG = 512  # which is worth a program by itself, as more may follow
 
 
 class ProgramStepper(Stepper):

@@ -132,7 +132,7 @@ std::vector<bool> run(Tape& tape, const std::vector<Numbers>& rows, const std::s
         nb::gil_scoped_release release;
         tape.run(taken.data(), static_cast<int64_t>(taken.size()), finite.get(), chosen, threads);
     }
-    return {finite.get(), finite.get() + taken.size()};
+    return std::vector<bool>(finite.get(), finite.get() + taken.size());
 }
 
 // the first row, as `run` has it; the tokens; bytes of a core's caches

@@ -100,26 +100,24 @@ __m512 power_of_two(__m512 x) {
     return _mm512_scalef_ps(y, n);
 }
 
-// Logits of one row to bfloat16 2^(factor (l - max)), zero from `seen` to `width`; returns their sum's inverse.
-float exponentials(float* logits, uint16_t* to, int64_t seen, int64_t width, float factor) {
-    const __m512 c = _mm512_set1_ps(factor);
-    const __m512 nothing = _mm512_set1_ps(-INFINITY);
-    __m512 greatest = nothing;
-    for (int64_t j = 0; j < seen; j += L) {
-        const __mmask16 mask = seen - j >= L ? 0xffff : static_cast<__mmask16>((1u << (seen - j)) - 1);
-        const __m512 scaled = _mm512_mask_mul_ps(nothing, mask, _mm512_loadu_ps(logits + j), c);
-        _mm512_storeu_ps(logits + j, scaled);
-        greatest = _mm512_max_ps(scaled, greatest);
-    }
-    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(greatest));
+// Logits of one row to bfloat16 2^(factor l - max), zero from `seen` to `width`; returns their sum's inverse.
+float exponentials(const float* logits, uint16_t* to, int64_t seen, int64_t width, float factor) {
+    const __m512 c = _mm512_set1_ps(factor), nothing = _mm512_set1_ps(-INFINITY);
+    const int64_t whole = seen / L * L;
+    const __mmask16 rest = static_cast<__mmask16>((1u << (seen - whole)) - 1);
+    const auto scaled = [&](int64_t j) { return _mm512_mul_ps(_mm512_loadu_ps(logits + j), c); };  // rounded alike both times: none exceeds the greatest
+    __m512 greatest[2] = {rest ? _mm512_mask_mov_ps(nothing, rest, scaled(whole)) : nothing, nothing};
+    for (int64_t j = 0; j < whole; j += L) greatest[j / L % 2] = _mm512_max_ps(scaled(j), greatest[j / L % 2]);
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(greatest[0], greatest[1])));
     __m512 sum = _mm512_setzero_ps();
-    int64_t j = 0;
-    for (; j < seen; j += L) {
-        const __m512 e = power_of_two(_mm512_sub_ps(_mm512_loadu_ps(logits + j), top));
+    const auto sixteen = [&](int64_t j, __mmask16 mask) __attribute__((always_inline)) {
+        const __m512 e = _mm512_maskz_mov_ps(mask, power_of_two(_mm512_sub_ps(scaled(j), top)));
         sum = _mm512_add_ps(sum, e);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(e)));
-    }
-    if (j < width) std::memset(to + j, 0, sizeof(uint16_t) * (width - j));
+    };
+    for (int64_t j = 0; j < whole; j += L) sixteen(j, 0xffff);
+    if (rest) sixteen(whole, rest);
+    if (const int64_t j = whole + (rest ? L : 0); j < width) std::memset(to + j, 0, sizeof(uint16_t) * (width - j));
     return 1.0f / _mm512_reduce_add_ps(sum);
 }
 

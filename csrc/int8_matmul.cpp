@@ -80,10 +80,19 @@ void multiply_few(const Int8Matmul& p, const FewInt8& few, int threads) {
     }
 }
 
-// Where there are fewer panels than threads would share evenly, tokens are cut too; each part unpacks its panel again.
+// In how many parts to cut tokens, so that threads have work for equally long; each part unpacks its panel again.
+int64_t parts_of(int64_t tokens, int64_t panels, int64_t threads) {
+    constexpr int64_t worth = 64, unpacking = 16;  // tokens: of a part at the least; that take as long as unpacking a panel
+    int64_t best = 1, least = INT64_MAX;
+    for (int64_t parts = 1; parts == 1 || parts <= std::min(tokens / worth, 4 * threads); ++parts) {
+        const int64_t time = (panels * parts + threads - 1) / threads * ((tokens + parts - 1) / parts + unpacking);
+        if (time < least) best = parts, least = time;
+    }
+    return best;
+}
+
 void multiply_many(const Int8Matmul& p, const Int8Kernel& kernel, int threads) {
-    const int64_t panels = (p.rows + kernel.panel - 1) / kernel.panel, worth = 64;  // tokens that make unpacking cheap
-    const int64_t parts = std::max<int64_t>(1, std::min(p.tokens / worth, (4 * threads - 1) / panels + 1));
+    const int64_t panels = (p.rows + kernel.panel - 1) / kernel.panel, parts = parts_of(p.tokens, panels, threads);
     const int64_t length = multiple((p.tokens + parts - 1) / parts, kernel.depth > 4 ? 32 : 12), pieces = threads == 1 ? 1 : (p.tokens + length - 1) / length;
     const std::size_t own = round_up(kernel.many_bytes(p));
     const Scratch scratch = allocate(own * threads);

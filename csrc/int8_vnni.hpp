@@ -14,7 +14,7 @@ struct Vnni {
     using Float = F32;
     using Code = Int;
     using Input = Int;
-    static constexpr int tokens = 6, vectors = 4;
+    static constexpr int tokens = 6, vectors = 2;
 
     struct Decoder {
         static constexpr int reach = 64;

@@ -91,10 +91,14 @@ int64_t parts_of(int64_t tokens, int64_t panels, int64_t threads) {
     return best;
 }
 
-void multiply_many(const Int8Matmul& p, const Int8Kernel& kernel, int threads) {
-    const int64_t panels = (p.rows + kernel.panel - 1) / kernel.panel, parts = parts_of(p.tokens, panels, threads);
-    const int64_t length = multiple((p.tokens + parts - 1) / parts, kernel.depth > 4 ? 32 : 12), pieces = threads == 1 ? 1 : (p.tokens + length - 1) / length;
-    const std::size_t own = round_up(kernel.many_bytes(p));
+// Matrices that one x meets, as if they were one.
+void multiply_many(const Int8Matmul* of, int64_t count, const Int8Kernel& kernel, int threads) {
+    const auto panels_of = [&](const Int8Matmul& p) { return (p.rows + kernel.panel - 1) / kernel.panel; };
+    int64_t panels = 0;
+    std::size_t own = 0;
+    for (int64_t i = 0; i < count; ++i) panels += panels_of(of[i]), own = std::max(own, round_up(kernel.many_bytes(of[i])));
+    const int64_t tokens = of[0].tokens, parts = parts_of(tokens, panels, threads);
+    const int64_t length = multiple((tokens + parts - 1) / parts, kernel.depth > 4 ? 32 : 12), pieces = threads == 1 ? 1 : (tokens + length - 1) / length;
     const Scratch scratch = allocate(own * threads);
     char* const base = scratch.get();
 #pragma omp parallel num_threads(threads)
@@ -106,9 +110,11 @@ void multiply_many(const Int8Matmul& p, const Int8Kernel& kernel, int threads) {
 #endif
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < panels * pieces; ++task) {
-            const int64_t piece = task % pieces;
-            const int64_t first = piece * length, last = pieces == 1 ? p.tokens : std::min(first + length, p.tokens);
-            kernel.many(p, task / pieces * kernel.panel, first, last, mine);
+            const int64_t first = task % pieces * length, last = pieces == 1 ? tokens : std::min(first + length, tokens);
+            int64_t panel = task / pieces;
+            const Int8Matmul* p = of;
+            for (; panel >= panels_of(*p); ++p) panel -= panels_of(*p);
+            kernel.many(*p, panel * kernel.panel, first, last, mine);
         }
     }
 }
@@ -167,7 +173,10 @@ bool ManyInt8::round([[maybe_unused]] int threads) {
     return finite;
 }
 
-void ManyInt8::multiply(const Int8Matmul& p, int threads) const { multiply_many(with_inputs(p, p_), kernel_, threads); }
+void ManyInt8::multiply(Int8Matmul* of, int64_t count, int threads) const {
+    for (int64_t i = 0; i < count; ++i) of[i] = with_inputs(of[i], p_);
+    multiply_many(of, count, kernel_, threads);
+}
 
 bool int8_matmul(Int8Matmul p, Isa isa, [[maybe_unused]] int threads) {
     if (p.rows == 0 || p.tokens == 0) return true;
@@ -187,7 +196,7 @@ bool int8_matmul(Int8Matmul p, Isa isa, [[maybe_unused]] int threads) {
     const Scratch memory = allocate(many.input_bytes());
     many.place(memory.get());
     const bool finite = many.round(threads);
-    many.multiply(p, threads);
+    many.multiply(&p, 1, threads);
     return finite;
 }
 

@@ -113,7 +113,7 @@ public:
     std::size_t input_bytes() const;
     void place(char* memory);
     bool round(int threads);
-    void multiply(const Int8Matmul& p, int threads) const;
+    void multiply(Int8Matmul* of, int64_t count, int threads) const;  // which learn where x is
 
 private:
     Int8Matmul p_;

@@ -63,11 +63,12 @@ bool multiply_rounded(const Product* of, const Product* end, const Products& p, 
     const Scratch memory = allocate(many.input_bytes());
     many.place(memory.get());
     const bool finite = many.round(prompt.threads);
+    std::vector<Int8Matmul> matrices;
     for (; of != end; ++of) {
-        Int8Matmul one = of->integers;
+        Int8Matmul& one = matrices.emplace_back(of->integers);
         one.out = prompt.own.of(of->y, 0), one.out_next = prompt.next(of->y, of->y_type);
-        many.multiply(one, prompt.threads);
     }
+    many.multiply(matrices.data(), static_cast<int64_t>(matrices.size()), prompt.threads);
     return finite;
 }
 

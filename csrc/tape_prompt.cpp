@@ -26,6 +26,14 @@ int thread_number() {
 #endif
 }
 
+int threads_here() {
+#ifdef _OPENMP
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
+
 struct Prompt {
     const Row* rows;
     int64_t count;
@@ -36,6 +44,24 @@ struct Prompt {
 
     // numbers from one row's to the next one's
     int64_t next(const void* at, Element type) const { return own.holds(at) ? own.stride / static_cast<int64_t>(bytes_of(type)) : 0; }
+};
+
+// A function of elements that goes from row to row.
+class Moving {
+public:
+    Moving(const Elementwise& e, const OwnMemory& own, int64_t row)
+        : at_(of_row(e, own, row)), y_(own.holds(e.y.at) ? own.stride : 0), a_(own.holds(e.a.at) ? own.stride : 0), b_(own.holds(e.b.at) ? own.stride : 0) {}
+
+    void run(const TapeKernel& kernel) {
+        kernel.elementwise(at_);
+        at_.y.at = static_cast<char*>(at_.y.at) + y_;
+        at_.a.at = static_cast<char*>(at_.a.at) + a_;
+        at_.b.at = static_cast<char*>(at_.b.at) + b_;
+    }
+
+private:
+    Elementwise at_;
+    int64_t y_, a_, b_;
 };
 
 // Whether there are products of prompts for all of these.
@@ -162,10 +188,22 @@ bool Tape::read(const Row& first, const int64_t* tokens, int64_t count, int64_t 
         std::size_t end = s + 1;
         if (step.is_narrow()) {
             while (end < alone && steps[end].is_narrow()) ++end;
-#pragma omp parallel for schedule(static) num_threads(threads)
-            for (int64_t t = 0; t < count; ++t)
+#pragma omp parallel num_threads(threads)
+            {
+                const int thread = thread_number();
+                const Team team{thread, threads_here(), nullptr};
+                const int64_t begin = team.first(count), stop = team.last(count);
+                std::vector<Moving> moving;
                 for (std::size_t i = s; i < end; ++i)
-                    narrow(steps[i], rows[t], t, own, kernel, reinterpret_cast<float*>(scales.get() + scales_each * thread_number()), isa);
+                    if (steps[i].kind == Step::elementwise) moving.emplace_back(functions[steps[i].index], own, begin);
+                for (int64_t t = begin; t < stop; ++t) {
+                    auto next = moving.begin();
+                    for (std::size_t i = s; i < end; ++i) {
+                        if (steps[i].kind == Step::elementwise) (next++)->run(kernel);
+                        else narrow(steps[i], rows[t], t, own, kernel, reinterpret_cast<float*>(scales.get() + scales_each * thread), isa);
+                    }
+                }
+            }
         } else if (step.kind == Step::attend) {
             attend(attentions[step.index], prompt, kernel);
         } else if (are_of_prompts(products[step.index])) {

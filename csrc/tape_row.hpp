@@ -186,9 +186,12 @@ inline void reduce(const Elementwise& e, int64_t y, int64_t a, int64_t) {
     put_first(e.y.at, e.y.type, y, F32::set1(e.function == Function::mean ? total / static_cast<float>(e.size[3]) : total), 1);
 }
 
-inline void elementwise(const Elementwise& given) {
-    Elementwise e = given;
-    if (e.function == Function::pow && e.value == 2) e.function = Function::mul, e.constant = false, e.b = e.a;
+inline void elementwise(const Elementwise& e) {
+    if (e.function == Function::pow && e.value == 2) {
+        Elementwise square = e;
+        square.function = Function::mul, square.constant = false, square.b = e.a;
+        return elementwise(square);
+    }
     const RunOf run = e.function == Function::sum || e.function == Function::mean ? reduce : run_for(e);
     const auto at = [](const Place& p, int64_t i, int64_t j, int64_t k) { return i * p.stride[0] + j * p.stride[1] + k * p.stride[2]; };
     for (int64_t i = 0; i < e.size[0]; ++i)

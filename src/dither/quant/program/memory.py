@@ -42,7 +42,7 @@ class Memory:
         seen(found.logits, len(instructions))
         self.places, size = placed(first, last, sizes)
         each = (size // _LINE | 1) * _LINE  # an odd number of lines, so that rows do not meet in the same ones of the caches
-        whole = torch.zeros(rows * each + _LINE, dtype=torch.uint8)
+        whole = torch.empty(rows * each + _LINE, dtype=torch.uint8)
         start = -whole.data_ptr() % _LINE
         self.buffer = whole[start : start + rows * each].view(rows, each)
         self.sizes = sizes

@@ -116,8 +116,8 @@ class Program:
             return self.scores[len(tokens) - 1].to(torch.float32, copy=True)
 
     def step(self, token: int, held: KeysValues) -> Tensor:
-        """The scores ``[V]`` behind one more token, float32; its keys and values join ``held``. Raises ValueError where an input that is to be rounded
-        is not finite."""
+        """The scores ``[V]`` behind one more token, float32; its keys and values join ``held``. Raises ValueError where an input that is to be
+        rounded is not finite."""
         scores, finite = self._step([token], [held])
         if not finite[0]:
             raise ValueError("x: a row that is to be rounded to integers holds NaN or inf")

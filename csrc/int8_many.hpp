@@ -124,7 +124,7 @@ void put_some(const dither::Int8Matmul& p, int64_t token, int64_t output, Float 
 }
 
 template <class K>
-void put_total(const dither::Int8Matmul& p, const Panel& panel, int64_t token, int64_t c, typename K::Float total) {
+__attribute__((always_inline)) inline void put_total(const dither::Int8Matmul& p, const Panel& panel, int64_t token, int64_t c, typename K::Float total) {
     constexpr int64_t L = K::Int::lanes;
     if (panel.last < p.groups) {
         total.store(panel.partial + (token * K::vectors + c) * L);

@@ -142,8 +142,8 @@ public:
     // rounded is not; its products are NaN.
     void run(const Row* rows, int64_t count, bool* finite, Isa isa, int threads);
 
-    // `count` tokens behind the first, of its sequence. What comes after the last attention is done for the last of them alone; its memory is row
-    // `count` - 1. l1, l2: bytes of a core's caches. Whether every x that was rounded is finite.
+    // `count` tokens behind the first, of its sequence. From the last attention on, whose keys and values are those of all, what there is to do is done for
+    // the last of them alone; its memory is row `count` - 1. l1, l2: bytes of a core's caches. Whether every x that was rounded is finite.
     bool read(const Row& first, const int64_t* tokens, int64_t count, int64_t l1, int64_t l2, Isa isa, int threads);
 
 private:

@@ -155,9 +155,13 @@ void attend_by_rows(const Attend& p, const Prompt& prompt, const TapeKernel& ker
     }
 }
 
-void attend(const Attend& p, const Prompt& prompt, const TapeKernel& kernel) {
+void append_all(const Attend& p, const Prompt& prompt) {
 #pragma omp parallel for schedule(static) num_threads(prompt.threads)
     for (int64_t t = 0; t < prompt.count; ++t) append(of_row(p, prompt.own, t), prompt.rows[t]);
+}
+
+void attend(const Attend& p, const Prompt& prompt, const TapeKernel& kernel) {
+    append_all(p, prompt);
     if (attends_at_once(p, prompt)) attend_at_once(p, prompt);
     else attend_by_rows(p, prompt, kernel);
 }
@@ -174,8 +178,9 @@ bool Tape::read(const Row& first, const int64_t* tokens, int64_t count, int64_t 
         rows[t].length += t, rows[t].token = tokens[t];
         check(rows[t]);
     }
-    std::size_t alone = steps.size();
+    std::size_t alone = steps.size();  // from the last attention on
     while (alone > 0 && steps[alone - 1].kind != Step::attend) --alone;
+    if (alone > 0) --alone;
     const Prompt prompt{rows.data(), count, own, l1, l2, isa, threads};
     const TapeKernel kernel = tape_kernel(isa);
     const std::size_t scales_each = round_up(2 * sizeof(float) * (most_groups() + 32));
@@ -217,6 +222,7 @@ bool Tape::read(const Row& first, const int64_t* tokens, int64_t count, int64_t 
         }
         s = end;
     }
+    if (alone < steps.size() && steps[alone].kind == Step::attend) append_all(attentions[steps[alone].index], prompt);
     OwnMemory memory = own;
     memory.first = count - 1;
     run(&rows[count - 1], 1, memory, alone, steps.size(), finite.get() + count - 1, isa, threads);

@@ -151,7 +151,7 @@ class Tape:
 
     def read(self, row: Row, tokens: Sequence[int]) -> None:
         """``tokens`` of one sequence, the first at the place of ``row``, whose own token is not used; as many as the memory has rows, or fewer. The
-        last one is in row ``len(tokens) - 1``; what comes after the last attention is done for it alone. The same errors as of `run`."""
+        last one is in row ``len(tokens) - 1``; from the last attention on, what there is to do is done for it alone. The same errors as of `run`."""
         if not 0 < len(tokens) <= self._rows:
             raise ValueError(f"tokens: must be 1 .. {self._rows}, not {len(tokens)}")
         _check_room(row, len(tokens))
